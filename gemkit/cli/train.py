@@ -1,0 +1,47 @@
+"""`gemkit train`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gemkit.errors import GemkitError
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "train",
+        parents=[common],
+        help="train a model; ends with its test metrics and a run folder",
+        epilog="gemkit train interaction=wukong sequence=none train.epochs=2 optimizer.lr=3e-3",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="choices (group=name) and values (section.key=value)"
+    )
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run folder, with its own config")
+    parser.set_defaults(run=run, command="train")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains."""
+    from gemkit.config.compose import compose, load_run_config
+    from gemkit.registry import load_registry
+
+    registry = load_registry()
+    if args.resume is None:
+        config = compose(args.overrides, registry, args.config_dir)
+    elif args.overrides:
+        raise GemkitError(
+            f"--resume goes on with the config of {args.resume}: {args.overrides[0]} cannot be changed",
+            where="command line",
+            fix=f"gemkit train --resume {args.resume}, or a new run without --resume",
+        )
+    else:
+        config = load_run_config(args.resume / "config.yaml", registry)
+
+    from gemkit.train import train
+
+    train(config, registry, args.resume)
+    return 0

@@ -1,0 +1,1 @@
+"""Configuration: typed dataclasses that check themselves, and their composition from YAML and overrides."""

@@ -1,0 +1,113 @@
+"""The config of a run: one dataclass a section, every default in this file or in a component's own config."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gemkit.config.fields import Config, option, to_mapping
+from gemkit.errors import GemkitError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """The loop: how long, how big a batch, in what precision, when to stop."""
+
+    epochs: int = option(1, "Passes over the training split.", ge=1)
+    max_steps: int | None = option(
+        None, "Stop after this many optimiser steps, whatever the epoch; null: no limit.", ge=1
+    )
+    batch_size: int = option(1024, "Examples per optimiser step, over all ranks together.", ge=1)
+    eval_batch_size: int = option(4096, "Examples per evaluation step.", ge=1)
+    accumulate: int = option(
+        1, "Micro-batches per step. Dense gradients add up; embedding tables update at every micro-batch.", ge=1
+    )
+    clip_norm: float | None = option(10.0, "Largest norm of the dense gradient; null: no clipping.", gt=0)
+    precision: str = option("fp32", "Arithmetic of the dense part.", choices=("fp32", "bf16"))
+    compile: bool = option(False, "torch.compile each block.")
+    checkpoint_activations: bool = option(False, "Recompute each block in backward: less memory, more time.")
+    eval_every: int | None = option(None, "Steps between validations; null: once an epoch.", ge=1)
+    monitor: str = option(
+        "logloss",
+        "Validation metric of the first task that picks the best checkpoint.",
+        choices=("logloss", "ne", "auc", "gauc_impressions"),
+    )
+    patience: int | None = option(None, "Stop after this many validations without a better one; null: never.", ge=1)
+    num_threads: int | None = option(None, "CPU threads of PyTorch; null: PyTorch's choice.", ge=1)
+    log_every: int = option(50, "Steps between rows in metrics.jsonl.", ge=1)
+    tensorboard: bool = option(False, "Also write TensorBoard event files into the run folder.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SizeConfig(Config):
+    """The dial: width, depth and number of tokens of the whole model."""
+
+    dim: int = option(32, "Width D of tokens, events and every embedding table.", ge=4)
+    num_blocks: int = option(2, "Blocks; each has a cross, an interaction and a sequence layer.", ge=1)
+    num_tokens: int = option(16, "Tokens that leave each interaction module.", ge=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Config):
+    """AdamW for the dense part, row-wise AdaGrad for the embedding tables, one schedule for both."""
+
+    lr: float = option(1e-3, "Peak learning rate of AdamW.", gt=0)
+    weight_decay: float = option(0.0, "Decoupled weight decay of dense matrices (not of biases and norms).", ge=0)
+    beta1: float = option(0.9, "AdamW's decay of the first moment.", ge=0, lt=1)
+    beta2: float = option(0.999, "AdamW's decay of the second moment.", ge=0, lt=1)
+    eps: float = option(1e-8, "AdamW's epsilon.", gt=0)
+    embedding_lr: float = option(0.05, "Peak learning rate of the embedding tables.", gt=0)
+    embedding_eps: float = option(1e-8, "Row-wise AdaGrad's epsilon.", gt=0)
+    warmup_steps: int = option(100, "Steps of linear warm-up.", ge=0)
+    schedule: str = option("cosine", "After warm-up.", choices=("constant", "linear", "cosine"))
+    final_lr_fraction: float = option(0.05, "Learning rate at the end, as a fraction of the peak.", ge=0, le=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """What every data component's config has; a recipe derives its own from it."""
+
+    name: str = ""
+    root: str = option("datasets", "Folder that holds data sets; each lives in a folder of its own inside.")
+    max_history: int = option(100, "Newest events of each history that are read.", ge=1)
+
+    @property
+    def folder_name(self) -> str:
+        """Folder of the built data set inside `root`; a recipe that builds several gives each its own."""
+        return self.name
+
+    @property
+    def build_options(self) -> dict[str, Any]:
+        """What the built data set depends on; one that was built with other options is built again."""
+        return {k: v for k, v in to_mapping(self).items() if k not in ("root", "max_history")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run. Component sections hold the component's own config, or None for ``none``.
+
+    The component sections are typed loosely because their dataclasses live in plugins;
+    `gemkit.registry` builds and checks them.
+    """
+
+    seed: int
+    runs: str
+    """Folder in which run folders are made."""
+    train: TrainConfig
+    size: SizeConfig
+    optimizer: OptimizerConfig
+    data: Any
+    tokenizer: Any
+    interaction: Any
+    sequence: Any
+    cross: Any
+    domain: Any
+    head: Any
+    transfer: Any
+    parallel: Any
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise GemkitError(
+                f"seed = {self.seed!r} is out of range", where="seed", allowed="a whole number, 0 to 2**32 - 1"
+            )

@@ -1,0 +1,29 @@
+"""Test metrics of a run's best checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gemkit.metrics.collector import MetricCollector
+from gemkit.registry import Registry
+from gemkit.runs.progress import Progress
+from gemkit.runs.tables import print_metrics
+from gemkit.session import base_rates, evaluate_split, load_run, make_loader, open_dataset
+
+
+def evaluate(run_folder: Path, registry: Registry, progress: Progress | None = None) -> dict[str, Any]:
+    """Evaluates `checkpoints/best` on the test split of the run's own data set, and prints the table.
+
+    Returns:
+        Task -> metric -> value.
+    """
+    progress = progress or Progress()
+    model, backend = load_run(run_folder, registry)
+    dataset = open_dataset(model.run, registry, progress)
+    loader = make_loader(model.run, dataset, model, backend, "test", model.run.train.eval_batch_size)
+    collector = MetricCollector(dataset.schema, base_rates(dataset))
+    with progress, progress.task("evaluate", total=len(dataset.split("test"))) as bar:
+        metrics = evaluate_split(model, loader, backend, collector, bar.advance)
+    print_metrics(metrics, "test", progress.console)
+    return metrics

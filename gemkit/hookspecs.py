@@ -1,0 +1,45 @@
+"""The hooks of a plugin. A plugin is an installed package with an entry point in the group ``gemkit``.
+
+    [project.entry-points.gemkit]
+    my_plugin = "my_plugin"
+
+    # my_plugin/__init__.py
+    from gemkit.hookspecs import hookimpl
+
+    @hookimpl
+    def gemkit_components():
+        from my_plugin.blocks import MyInteraction
+        return [MyInteraction]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pluggy
+
+PLUGIN_API_VERSION = 1
+"""Raised when a hook or an interface changes so that older plugins break."""
+
+ENTRY_POINT_GROUP = "gemkit"
+
+hookspec = pluggy.HookspecMarker("gemkit")
+hookimpl = pluggy.HookimplMarker("gemkit")
+
+
+@hookspec
+def gemkit_components() -> list[type]:  # type: ignore[empty-body]
+    """The plugin's component classes, each decorated with `@component`.
+
+    Import them inside the hook: then a plugin costs nothing until somebody asks for its components.
+    """
+
+
+@hookspec
+def gemkit_plugin_api() -> int:  # type: ignore[empty-body]
+    """The `PLUGIN_API_VERSION` that the plugin was made for. Optional: without it, the current one is assumed."""
+
+
+@hookspec
+def gemkit_config_folders() -> list[Path]:  # type: ignore[empty-body]
+    """Folders of YAML files laid out like `configs/`. Optional."""

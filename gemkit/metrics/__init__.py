@@ -1,0 +1,1 @@
+"""Metrics of binary tasks: exact (`collector`) and in bounded memory (`streaming`)."""

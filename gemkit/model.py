@@ -1,0 +1,166 @@
+"""The whole architecture on one screen.
+
+    embedded features -> tokenizer -> x (B, N, D), events (jagged)
+    each block: cross (what each side may see of the other), then interaction and sequence side by side
+    readout of both sides -> head
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gemkit.config.run import RunConfig
+from gemkit.data.batch import Batch, Layout
+from gemkit.data.collate import plain_layout
+from gemkit.data.schema import Schema
+from gemkit.errors import GemkitError
+from gemkit.interfaces import BuildContext, CrossFeatureLayer, Events, InteractionModule, Outputs, SequenceEncoder
+from gemkit.nn.jagged import newest
+from gemkit.nn.layers import PoolingByAttention
+
+if TYPE_CHECKING:
+    from gemkit.registry import Registry
+
+
+class Block(nn.Module):
+    """One layer of each side, and what they exchange. Any of the three may be None."""
+
+    def __init__(
+        self,
+        cross: CrossFeatureLayer | None,
+        interaction: InteractionModule | None,
+        sequence: SequenceEncoder | None,
+    ) -> None:
+        super().__init__()
+        self.cross, self.interaction, self.sequence = cross, interaction, sequence
+
+    def forward(
+        self, x: Tensor, events: Events | None, query: Tensor, earlier: list[Tensor]
+    ) -> tuple[Tensor, Events | None]:
+        """Shape: x (B, N, D) -> (B, N', D); events.values (T, D) -> (T, D)."""
+        if self.cross is not None and events is not None:
+            x, events = self.cross(x, events)
+        y = x if self.interaction is None else self.interaction(x, earlier)
+        if self.sequence is not None and events is not None:
+            events = self.sequence(events, query)
+        return y, events
+
+
+class Readout(nn.Module):
+    """What the head sees: all tokens, and of the events the CLS tokens, two pooled vectors and the newest two.
+
+    Paper: the head of InterFormer (arXiv 2411.09852) reads `[X_sum || S_sum]` of the last layer.
+    Differs: x is flattened, as in Wukong (arXiv 2403.02545), not summarised again.
+    """
+
+    pooled = 2
+    recent = 2
+
+    def __init__(self, num_tokens: int, num_cls: int, dim: int, with_events: bool) -> None:
+        super().__init__()
+        self.pool = PoolingByAttention(dim, self.pooled) if with_events else None
+        self.norm = nn.LayerNorm(dim) if with_events else None
+        self.width = dim * (num_tokens + ((num_cls + self.pooled + self.recent) if with_events else 0))
+
+    def forward(self, x: Tensor, events: Events | None) -> Tensor:
+        """Shape: x (B, N, D) -> (B, R)."""
+        if self.pool is None or self.norm is None or events is None:
+            return x.flatten(1)
+        summary = torch.cat(
+            [
+                events.cls,
+                self.pool(events.values, events.offsets),
+                newest(events.values, events.offsets, self.recent),
+            ],
+            dim=1,
+        )
+        summary = self.norm(summary).index_select(0, events.history_index)
+        return torch.cat([x, summary], dim=1).flatten(1)
+
+
+class GEM(nn.Module):
+    """The dense part of a model: everything but the embedding tables, which the parallel backend owns."""
+
+    def __init__(self, run: RunConfig, schema: Schema, registry: Registry) -> None:
+        super().__init__()
+        size, dim = run.size, run.size.dim
+        if run.sequence is None:
+            schema = dataclasses.replace(schema, event_fields=())
+        context = BuildContext(dim=dim, schema=schema, build=registry.build)
+        make = registry.build
+        self.tokenizer = make("tokenizer", run.tokenizer, context)
+        roles = self.tokenizer.roles
+        context = dataclasses.replace(context, roles=roles, num_tokens_in=len(roles), num_tokens_out=size.num_tokens)
+        self.domain = None if run.domain is None else make("domain", run.domain, context)
+        self.query_tokens = context.tokens_of("item") or list(range(len(roles)))
+
+        self.reads_events = run.sequence is not None
+        if self.reads_events and not schema.has_events:
+            raise GemkitError(
+                f"sequence={run.sequence.name} needs histories, and the data set '{schema.name}' has none",
+                where="sequence",
+                fix="sequence=none",
+            )
+        blocks, has_events, num_cls = [], self.reads_events, 0
+        for layer in range(size.num_blocks):
+            context = dataclasses.replace(context, layer=layer)
+            cross = interaction = sequence = None
+            if run.cross is not None and has_events:
+                cross = make("cross", run.cross, context)
+                context = dataclasses.replace(context, num_tokens_in=context.num_tokens_in + cross.num_tokens_added)
+                has_events = cross.passes_events
+                num_cls += cross.num_cls_added
+            if run.interaction is not None:
+                interaction = make("interaction", run.interaction, context)
+                context = dataclasses.replace(context, num_tokens_in=interaction.num_tokens_out)
+            if has_events:
+                sequence = make("sequence", run.sequence, context)
+            blocks.append(Block(cross, interaction, sequence))
+        self.blocks = nn.ModuleList(blocks)
+        self.readout = Readout(context.num_tokens_in, num_cls, dim, has_events)
+        self.head = make("head", run.head, dataclasses.replace(context, readout_dim=self.readout.width))
+        self.checkpoint_activations = run.train.checkpoint_activations
+
+    def forward(self, batch: Batch, embedded: Mapping[str, Tensor], taps: tuple[str, ...] = ()) -> Outputs:
+        """
+        Args:
+            embedded: Feature key -> (n, D), from the embedding tables.
+            taps: Inner tensors to return: ``block<i>.x``.
+
+        Shape: logits (B, P), readout (B, R).
+        """
+        x, events = self.tokenizer(batch, embedded)
+        query = x[:, self.query_tokens]
+        if self.domain is not None:
+            x = self.domain(x, batch.surface)
+        earlier: list[Tensor] = []
+        tapped: dict[str, Tensor] = {}
+        for i, block in enumerate(self.blocks):
+            if self.checkpoint_activations and self.training:
+                x, events = checkpoint(block, x, events, query, list(earlier), use_reentrant=False)
+            else:
+                x, events = block(x, events, query, earlier)
+            earlier.append(x)
+            if f"block{i}.x" in taps:
+                tapped[f"block{i}.x"] = x
+        readout = self.readout(x, events)
+        return Outputs(self.head(readout, batch), readout, tapped)
+
+    @property
+    def shares_histories(self) -> bool:
+        """Whether examples of one user at one time may share the encoding of their history."""
+        parts = [part for block in self.blocks for part in (block.cross, block.sequence) if part is not None]
+        return all(part.shares_histories for part in parts)
+
+    def layout(self, lengths: np.ndarray) -> Layout:
+        """The host work for the histories of one batch, from their lengths (U,)."""
+        encoders = [block.sequence for block in self.blocks if block.sequence is not None]
+        plan = encoders[0].plan(lengths) if encoders else None
+        return plain_layout(lengths)._replace(plan=plan)

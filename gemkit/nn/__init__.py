@@ -1,0 +1,1 @@
+"""Building blocks that several components share: jagged operations, pooling, feed-forward, initialisation."""

@@ -1,0 +1,98 @@
+"""Feed-forward, multi-head attention with rotary positions, pooling by attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gemkit.nn.jagged import row_index, segment_softmax, segment_sum
+
+
+def mlp(dim_in: int, hidden: Sequence[int], dim_out: int, dropout: float = 0.0) -> nn.Sequential:
+    """Linear, ReLU (and dropout) for each hidden width, then Linear. Shape: (..., dim_in) -> (..., dim_out)."""
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(dim_in, width), nn.ReLU()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        dim_in = width
+    return nn.Sequential(*layers, nn.Linear(dim_in, dim_out))
+
+
+def rotate(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
+    """Rotary position embedding.
+
+    Paper: RoFormer (arXiv 2104.09864), eq. 34; halves instead of interleaved pairs.
+
+    Shape: x (..., L, E) with E even, positions (L,) -> (..., L, E).
+    """
+    half = x.shape[-1] // 2
+    frequency = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = positions.to(torch.float32).unsqueeze(-1) * frequency
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the second-last axis, with rotary positions.
+
+    Args:
+        dim: D, divisible by `num_heads`; the head width must be even.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """
+        Args:
+            valid: (K, L) bool; slots that may be attended to.
+
+        Shape: (K, L, D) -> (K, L, D). Rows of an all-invalid sequence are finite and meaningless.
+        """
+        count, length, dim = x.shape
+        q, k, v = self.qkv(x).view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        positions = torch.arange(length, device=x.device)
+        q, k = rotate(q, positions), rotate(k, positions)
+        # A sequence without a single valid slot would make softmax divide by zero: let it see itself.
+        mask = (valid | ~valid.any(-1, keepdim=True))[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(count, length, dim))
+        return out
+
+
+class PoolingByAttention(nn.Module):
+    """Few learned queries pool a jagged history: PMA without padding.
+
+    Paper: Set Transformer (arXiv 1810.00825), section 3.2, as InterFormer (arXiv 2411.09852) uses it.
+    Differs: one head per query, keys and values without projections other than the value's; an empty
+        history pools to zero.
+    """
+
+    def __init__(self, dim: int, num_queries: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(num_queries, dim))
+        self.value = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.queries, std=self.queries.shape[1] ** -0.5)
+
+    def forward(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """Shape: (T, D), (U+1,) -> (U, num_queries, D)."""
+        histories = offsets.shape[0] - 1
+        index = row_index(offsets, values.shape[0])
+        scores = values @ self.queries.t() / math.sqrt(values.shape[-1])
+        weights = segment_softmax(scores, index, histories)
+        pooled = segment_sum(weights.unsqueeze(-1) * values.unsqueeze(1), index, histories)
+        filled = (offsets.diff() > 0).to(values.dtype)[:, None, None]
+        out: Tensor = self.value(pooled) * filled
+        return out

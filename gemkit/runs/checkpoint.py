@@ -1,0 +1,184 @@
+"""Checkpoint files: one safetensors file each, with a JSON state in its header. No pickle anywhere.
+
+A file is written beside its final name and then renamed, so the name always holds a whole checkpoint. The
+header carries a sha256 over the state and every tensor's name, type, shape and bytes; it is checked on load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gemkit.errors import GemkitError
+from gemkit.runs.files import replacing
+
+FORMAT = "gemkit-checkpoint"
+FORMAT_VERSION = 1
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint, or leaves an older one of that name as it was.
+
+    Args:
+        state: Anything that JSON can hold.
+
+    Raises:
+        GemkitError: The file cannot be written (disk full, read-only, ...).
+    """
+    stored = _separate({name: t.detach().cpu() for name, t in tensors.items()})
+    text = json.dumps(dict(state))
+    header = {"format": FORMAT, "version": str(FORMAT_VERSION), "state": text, "sha256": _digest(text, stored)}
+    with replacing(path) as temporary:
+        save_file(stored, temporary, metadata=header)
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the state of a checkpoint.
+
+    Raises:
+        GemkitError: The file is missing, is not a checkpoint, is of another format version, or is damaged.
+    """
+    if not path.is_file():
+        raise GemkitError(f"there is no checkpoint {path.name}", where=str(path), fix=_others(path))
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            _check_format(header, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    text = header.get("state", "")
+    if _digest(text, tensors) != header.get("sha256"):
+        raise _unreadable(path, "its contents do not match its sha256")
+    return tensors, json.loads(text)
+
+
+def flatten_state(prefix: str, nested: Any) -> tuple[dict[str, Tensor], Any]:
+    """Takes the tensors out of nested dicts, lists and tuples: an optimiser's state_dict, a random generator's.
+
+    Returns:
+        Tensors named ``<prefix>.<path>``, and what is left, as JSON can hold it. `unflatten_state` is the exact
+        inverse: keys that are numbers, tuples and None come back as they were.
+
+    Raises:
+        TypeError: A value that is none of these, nor text, a number or None.
+    """
+    if isinstance(nested, Tensor):
+        return {prefix: nested}, {"$tensor": prefix}
+    if nested is None or isinstance(nested, str | bool | int | float):
+        return {}, nested
+    tensors: dict[str, Tensor] = {}
+
+    def inner(key: Any, value: Any) -> Any:
+        found, rest = flatten_state(f"{prefix}.{key}", value)
+        if clash := tensors.keys() & found.keys():
+            raise TypeError(f"two tensors of the state would be named {sorted(clash)[0]}")
+        tensors.update(found)
+        return rest
+
+    if isinstance(nested, Mapping):
+        # JSON's keys are text; an optimiser's are numbers
+        return tensors, {"$dict": [[key, inner(key, value)] for key, value in nested.items()]}
+    if isinstance(nested, list | tuple):
+        items = [inner(i, value) for i, value in enumerate(nested)]
+        return tensors, {"$tuple": items} if isinstance(nested, tuple) else items
+    raise TypeError(f"{prefix} is a {type(nested).__name__}, which a checkpoint cannot hold")
+
+
+def unflatten_state(tensors: Mapping[str, Tensor], rest: Any) -> Any:
+    """The inverse of `flatten_state`; `tensors` may hold others too.
+
+    Raises:
+        GemkitError: A tensor is missing.
+    """
+    if isinstance(rest, list):
+        return [unflatten_state(tensors, value) for value in rest]
+    if not isinstance(rest, dict):
+        return rest
+    if "$tensor" in rest:
+        name = rest["$tensor"]
+        if name not in tensors:
+            raise GemkitError(f"the checkpoint holds no tensor {name}", where=name)
+        return tensors[name]
+    if "$tuple" in rest:
+        return tuple(unflatten_state(tensors, value) for value in rest["$tuple"])
+    return {key: unflatten_state(tensors, value) for key, value in rest["$dict"]}
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of Python's, NumPy's and PyTorch's random generators, for `flatten_state`."""
+    import numpy as np
+
+    name, keys, *others = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), torch.from_numpy(np.asarray(keys).copy()), *others),
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Puts back what `rng_state` took. CUDA generators are left alone if their number has changed."""
+    import numpy as np
+
+    random.setstate(state["python"])
+    name, keys, *others = state["numpy"]
+    np.random.set_state((name, keys.numpy(), *others))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors of which no two share memory, as safetensors wants them."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone(memory_format=torch.contiguous_format) if storage in seen else tensor.contiguous()
+        seen.add(storage)
+    return result
+
+
+def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_format(header: Mapping[str, str], path: Path) -> None:
+    if header.get("format") != FORMAT:
+        raise GemkitError(f"{path.name} is not a checkpoint of gemkit", where=str(path))
+    if header.get("version") != str(FORMAT_VERSION):
+        raise GemkitError(
+            f"{path.name} has format version {header.get('version')}",
+            where=str(path),
+            allowed=f"version {FORMAT_VERSION}",
+            fix="read it with the version of gemkit that wrote it (see environment.json)",
+        )
+
+
+def _unreadable(path: Path, why: str) -> GemkitError:
+    return GemkitError(
+        f"{path.name} cannot be read: {why}", where=str(path), fix=_others(path) or "train again, or use another run"
+    )
+
+
+def _others(path: Path) -> str | None:
+    folder = path.parent
+    names = sorted(p.name for p in folder.glob(f"*{path.suffix}") if p != path) if folder.is_dir() else []
+    return f"use another one: {', '.join(names)}" if names else None

@@ -1,0 +1,168 @@
+"""A run's parts, put together: backend, data, model, tables. Training, evaluation and prediction start here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gemkit.config.build import load_run_config
+from gemkit.config.fields import from_mapping
+from gemkit.config.run import RunConfig
+from gemkit.data.batch import Batch
+from gemkit.data.dataset import Dataset
+from gemkit.data.loader import Loader
+from gemkit.data.prepare import prepare
+from gemkit.data.schema import Schema
+from gemkit.errors import GemkitError
+from gemkit.interfaces import EmbeddingTables, Outputs, ParallelBackend
+from gemkit.metrics.collector import MetricCollector
+from gemkit.model import GEM
+from gemkit.nn.init import init_parameters
+from gemkit.registry import Registry
+from gemkit.runs import checkpoint
+from gemkit.runs.folder import RunFolder
+from gemkit.runs.progress import Progress
+
+DENSE, TABLES = "dense.", "tables."
+
+
+@dataclasses.dataclass
+class Model:
+    """The dense part and the embedding tables of one run.
+
+    Attributes:
+        dense: The bare module, whose parameters checkpoints hold.
+        forward: What is called: `dense` itself, or Fabric's wrapper of it once it is placed.
+    """
+
+    run: RunConfig
+    schema: Schema
+    dense: GEM
+    embeddings: EmbeddingTables
+    forward: nn.Module
+
+    def __call__(self, batch: Batch, taps: tuple[str, ...] = ()) -> Outputs:
+        """Shape: logits (B, P), readout (B, R)."""
+        outputs: Outputs = self.forward(batch, self.embeddings(batch.ids), taps)
+        return outputs
+
+    def weights(self) -> dict[str, Tensor]:
+        """Everything that prediction needs, by name, as views."""
+        named = {DENSE + name: value for name, value in self.dense.state_dict().items()}
+        return named | {TABLES + name: value for name, value in self.embeddings.tables().items()}
+
+    def load_weights(self, tensors: dict[str, Tensor], where: str) -> None:
+        """Copies weights in.
+
+        Raises:
+            GemkitError: Names or shapes are not this model's; the first differences are named.
+        """
+        own = self.weights()
+        wanted = {name: tuple(value.shape) for name, value in own.items()}
+        found = {n: tuple(v.shape) for n, v in tensors.items() if n.startswith((DENSE, TABLES))}
+        different = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+        if different:
+            rows = [f"{n}: model {wanted.get(n, 'has none')}, checkpoint {found.get(n, 'has none')}" for n in different]
+            raise GemkitError(
+                f"the checkpoint is of another model: {len(different)} tensors differ, first {'; '.join(rows[:3])}",
+                where=where,
+                fix="use the config and the data set that the checkpoint was trained with",
+            )
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+    @property
+    def num_parameters(self) -> int:
+        """Dense parameters and table entries."""
+        tables = sum(t.numel() for t in self.embeddings.tables().values())
+        return tables + sum(p.numel() for p in self.dense.parameters())
+
+
+def open_dataset(run: RunConfig, registry: Registry, progress: Progress) -> Dataset:
+    """The run's data set, fetched and built if that has not been done."""
+    with progress.callback() as report:
+        return prepare(registry.get("data", run.data.name), run.data, report, progress.print)
+
+
+def build_model(run: RunConfig, schema: Schema, registry: Registry, backend: ParallelBackend) -> Model:
+    """The run's model with its first weights, on the backend's device."""
+    dense = GEM(run, schema, registry)
+    init_parameters(dense, run.seed)
+    read = schema if dense.reads_events else dataclasses.replace(schema, event_fields=())
+    used = set(read.feature_tables.values())
+    read = dataclasses.replace(read, tables=tuple(t for t in schema.tables if t.name in used))
+    embeddings = backend.build_embeddings(read, run.size.dim, run.optimizer, run.seed)
+    dense.to(backend.fabric.device)
+    return Model(run, schema, dense, embeddings, dense)
+
+
+def make_loader(
+    run: RunConfig, dataset: Dataset, model: Model, backend: ParallelBackend, split: str, batch_size: int
+) -> Loader:
+    """The loader of a split; `batch_size` counts all ranks' examples. Only train is shuffled."""
+    return Loader(
+        dataset,
+        split,
+        batch_size=max(1, batch_size // backend.world_size),
+        seed=run.seed,
+        shuffle=split == "train",
+        max_history=run.data.max_history,
+        read_events=model.dense.reads_events,
+        shares_histories=model.dense.shares_histories,
+        layout=model.dense.layout,
+        rank=backend.rank,
+        world_size=backend.world_size,
+    )
+
+
+def to_device(batches: Iterator[Batch], backend: ParallelBackend) -> Iterator[Batch]:
+    """Batches on the backend's device."""
+    for batch in batches:
+        yield backend.fabric.to_device(batch)
+
+
+def base_rates(dataset: Dataset) -> dict[str, float | None]:
+    """Each task's label rate in the training split; None without a label."""
+    rows = dataset.split("train")
+    rates: dict[str, float | None] = {}
+    for task in dataset.schema.task_names:
+        labels = dataset.columns[task][rows]
+        known = labels[labels >= 0]
+        rates[task] = float(known.mean()) if len(known) else None
+    return rates
+
+
+@torch.no_grad()
+def evaluate_split(
+    model: Model, loader: Loader, backend: ParallelBackend, collector: MetricCollector, advance: Callable[[int], None]
+) -> dict[str, dict[str, float]]:
+    """Metrics of a whole split, by task."""
+    collector.reset()
+    model.dense.eval()
+    for batch in to_device(loader.epoch(0), backend):
+        collector.update(model(batch).logits, batch)
+        advance(batch.size)
+    model.dense.train()
+    return collector.compute(backend.all_gather if backend.world_size > 1 else None)
+
+
+def load_run(path: Path, registry: Registry, schema: Schema | None = None) -> tuple[Model, ParallelBackend]:
+    """The best model of a run folder, ready to predict.
+
+    Args:
+        schema: The data set's, if it is open already; else the checkpoint's own.
+    """
+    folder = RunFolder.open(path)
+    run = load_run_config(folder.path / "config.yaml", registry)
+    file = folder.checkpoints / "best.safetensors"
+    tensors, state = checkpoint.load(file)
+    backend: ParallelBackend = registry.build("parallel", run.parallel)
+    backend.launch(run)
+    model = build_model(run, schema or from_mapping(Schema, state["schema"]), registry, backend)
+    model.load_weights(tensors, str(file))
+    model.dense.eval()
+    return model, backend

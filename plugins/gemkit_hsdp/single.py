@@ -1,0 +1,102 @@
+"""One process, one device: the backend that everything else must agree with."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+
+from gemkit.component import component
+from gemkit.config.fields import Config, option
+from gemkit.config.run import OptimizerConfig, RunConfig
+from gemkit.data.schema import Schema
+from gemkit.errors import GemkitError
+from gemkit.interfaces import EmbeddingTables, ParallelBackend
+from gemkit_hsdp.tables import FusedTables, LocalTables, TorchTables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SingleConfig(Config):
+    """Options of the single process."""
+
+    name: str = "single"
+    accelerator: str = option("auto", "Device.", choices=("auto", "cpu", "cuda"))
+    embeddings: str = option(
+        "auto", "Tables: FBGEMM's fused ones, PyTorch's, or FBGEMM's if it is installed.",
+        choices=("auto", "fbgemm", "torch"),
+    )
+
+
+@component("parallel", SingleConfig)
+class SingleProcess(ParallelBackend):
+    """Trains in this process on one CPU or one GPU; tables are local, with fused row-wise AdaGrad.
+
+    Paper: AdamW (arXiv 1711.05101) for the dense part, row-wise AdaGrad as in FBGEMM for the tables.
+    """
+
+    def __init__(self, config: SingleConfig) -> None:
+        self.config = config
+
+    def launch(self, run: RunConfig) -> None:
+        from lightning.fabric import Fabric
+
+        if self.config.accelerator == "cuda" and not torch.cuda.is_available():
+            raise GemkitError(
+                "parallel.accelerator = cuda, and PyTorch sees no CUDA device",
+                where="parallel.accelerator",
+                fix="parallel.accelerator=cpu, or see `gemkit doctor`",
+            )
+        cuda = self.config.accelerator != "cpu" and torch.cuda.is_available()
+        precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[run.train.precision]
+        self.fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+        self.fabric.launch()
+
+    def build_embeddings(self, schema: Schema, dim: int, optimizer: OptimizerConfig, seed: int) -> EmbeddingTables:
+        kind = self._tables_kind()
+        tables = kind(schema, dim, optimizer.embedding_lr, optimizer.embedding_eps, seed)
+        return tables.to(self.fabric.device)
+
+    def _tables_kind(self) -> type[LocalTables]:
+        installed = importlib.util.find_spec("fbgemm_gpu") is not None
+        if self.config.embeddings == "fbgemm" and not installed:
+            raise GemkitError(
+                "parallel.embeddings = fbgemm, and FBGEMM is not installed",
+                where="parallel.embeddings",
+                fix="pip install fbgemm-gpu-cpu (CPU) or fbgemm-gpu (CUDA), or parallel.embeddings=torch",
+            )
+        return FusedTables if installed and self.config.embeddings != "torch" else TorchTables
+
+    def place(self, dense: nn.Module, optimizer: OptimizerConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
+        matrices = [p for p in dense.parameters() if p.ndim >= 2]
+        others = [p for p in dense.parameters() if p.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": optimizer.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        adamw = torch.optim.AdamW(
+            [g for g in groups if g["params"]],
+            lr=optimizer.lr,
+            betas=(optimizer.beta1, optimizer.beta2),
+            eps=optimizer.eps,
+            fused=True,
+        )
+        model, placed = self.fabric.setup(dense, adamw)
+        return model, placed
+
+    def clip(self, dense: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+        norm = self.fabric.clip_gradients(dense, optimizer, max_norm=max_norm, error_if_nonfinite=False)  # type: ignore[arg-type]
+        assert norm is not None
+        return norm
+
+    def all_gather(self, values: Tensor) -> Tensor:
+        return values
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    @property
+    def world_size(self) -> int:
+        return 1

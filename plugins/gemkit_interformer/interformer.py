@@ -1,0 +1,118 @@
+"""InterFormer's Cross Arch: what each side of a block may see of the other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from gemkit.component import component
+from gemkit.config.fields import Config, option
+from gemkit.interfaces import BuildContext, CrossFeatureLayer, Events
+from gemkit.nn.jagged import newest, segment_mean
+from gemkit.nn.layers import PoolingByAttention
+from gemkit_interformer.summary import Gating, TokenSummary
+from gemkit_interformer.pffn import make_pffn
+
+FLOWS = ("sole", "sep", "n2s", "s2n", "int")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InterFormerConfig(Config):
+    """Options of one Cross Arch layer."""
+
+    name: str = "interformer"
+    flow: str = option(
+        "int",
+        "Who informs whom: `sole` pools the events early into one token and keeps no sequence side; `sep` none "
+        "before the readout; `n2s` tokens inform events; `s2n` events inform tokens; `int` both.",
+        choices=FLOWS,
+    )
+    num_cls: int = option(4, "n_sum, tokens that summarise x; put beside the events once, as CLS, by layer 0.", ge=1)
+    num_pma: int = option(2, "Learned queries that pool the events.", ge=1)
+    num_recent: int = option(2, "Newest events that the tokens see as they are.", ge=0)
+    gating: str = option(
+        "printed", "`printed`: sigmoid(X * MLP(X)), as in the paper; `gate`: sigmoid(MLP(X)) * X, as in "
+        "re-implementations.", choices=("printed", "gate"),
+    )
+    pffn: str = option(
+        "linear", "How the events are personalised: by a (D, D) matrix that one linear map, or an MLP, makes "
+        "from X_sum; or by attention without softmax (GDPA).", choices=("linear", "mlp", "gdpa"),
+    )
+    pffn_residual: bool = option(True, "Adds the events to their personalised form, so that layers stack.")
+    gdpa_heads: int = option(2, "Heads of GDPA; must divide size.dim.", ge=1)
+    personalise_from: str = option(
+        "all", "Tokens that personalise the events. `all` (the paper's) gives each example its own copy of its "
+        "history; `user` lets the examples of one user at one time share it.", choices=("all", "user"),
+    )
+
+
+@component("cross", InterFormerConfig)
+class InterFormer(CrossFeatureLayer):
+    """Tokens receive selected events; events are personalised by a summary of the tokens.
+
+    `X_sum = Gating(MLP(X))` over the token axis; `S_sum = Gating([S_CLS || S_PMA || S_recent])` joins the
+    tokens; `PFFN(X_sum, S) = f(X_sum) S` changes the events. X_sum of layer 0 is prepended to S once, as CLS.
+
+    Paper: InterFormer (arXiv 2411.09852), section 4, the Cross Arch; GDPA after Kunlun (arXiv 2602.10016).
+    Differs: PFFN has a residual and a LayerNorm, which stacking needs and the equations omit; with
+        `personalise_from=user`, X_sum on its way to the events is made from the user's tokens as the
+        tokenizer made them.
+    """
+
+    def __init__(self, config: InterFormerConfig, context: BuildContext) -> None:
+        super().__init__()
+        dim = context.dim
+        self.config = config
+        to_tokens = config.flow in ("s2n", "int")
+        to_events = config.flow in ("n2s", "int")
+        self.first = context.layer == 0
+        self.passes_events = config.flow != "sole"
+        self.shares_histories = not to_events or config.personalise_from == "user"
+        self.num_cls_added = config.num_cls if to_events and self.first else 0
+        num_cls = config.num_cls if to_events else 0
+        num_summary = num_cls + config.num_pma + config.num_recent
+        self.num_tokens_added = 1 if config.flow == "sole" else num_summary if to_tokens else 0
+
+        if to_events:
+            self.from_user = config.personalise_from == "user"
+            num_tokens = len(context.tokens_of("user")) if self.from_user else context.num_tokens_in
+            self.token_summary = TokenSummary(num_tokens, config.num_cls, dim, config.gating)
+            self.pffn = make_pffn(config.pffn, config.num_cls, dim, config.gdpa_heads)
+            self.event_norm = nn.LayerNorm(dim)
+        else:
+            self.pffn = None
+        if to_tokens:
+            self.pma = PoolingByAttention(dim, config.num_pma)
+            self.summary_norm = nn.LayerNorm(dim)
+            self.summary_gate = Gating(dim, config.gating)
+        else:
+            self.pma = None
+
+    def forward(self, x: Tensor, events: Events) -> tuple[Tensor, Events | None]:
+        """Shape: x (B, N, D) -> (B, N + num_tokens_added, D); events.values (T, D) -> (T, D)."""
+        if not self.passes_events:
+            pooled = segment_mean(events.values, events.offsets).index_select(0, events.history_index)
+            return torch.cat([x, pooled.unsqueeze(1)], dim=1), None
+        summary = None
+        if self.pffn is not None:
+            summary = self.token_summary(events.owner if self.from_user else x)
+            if self.first:
+                events = events._replace(cls=torch.cat([events.cls, summary], dim=1))
+        if self.pma is not None:
+            x = torch.cat([x, self.summarise(events)], dim=1)
+        if self.pffn is not None:
+            personal = self.pffn(summary, self.event_norm(events.values), events)
+            values = events.values + personal if self.config.pffn_residual else personal
+            events = events._replace(values=values)
+        return x, events
+
+    def summarise(self, events: Events) -> Tensor:
+        """S_sum of each example. Shape: events -> (B, S + num_pma + num_recent, D)."""
+        assert self.pma is not None
+        parts = [events.cls, self.pma(events.values, events.offsets)]
+        if self.config.num_recent:
+            parts.append(newest(events.values, events.offsets, self.config.num_recent))
+        summary = self.summary_gate(self.summary_norm(torch.cat(parts, dim=1)))
+        return summary.index_select(0, events.history_index)

@@ -1,0 +1,72 @@
+"""PersonalizedFFN: every history's events go through a map of their own."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gemkit.errors import GemkitError
+from gemkit.interfaces import Events
+from gemkit.nn.jagged import from_chunks, jagged_matmul, to_chunks
+from gemkit.nn.layers import mlp
+
+
+class PersonalizedFFN(nn.Module):
+    """`PFFN(X_sum, S) = f(X_sum) S`, with f linear or an MLP onto a (D, D) matrix.
+
+    Paper: InterFormer (arXiv 2411.09852), section 4.
+    Differs: f(X_sum) is divided by sqrt(D), so that the events keep their scale at the start.
+
+    Shape: summary (U, n_sum, D), values (T, D) -> (T, D).
+    """
+
+    def __init__(self, num_summary: int, dim: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dim = dim
+        self.make = mlp(num_summary * dim, hidden, dim * dim)
+
+    def forward(self, summary: Tensor, values: Tensor, events: Events) -> Tensor:
+        weights = self.make(summary.flatten(1)).view(-1, self.dim, self.dim) / math.sqrt(self.dim)
+        return jagged_matmul(values, weights, events.layout.chunks)
+
+
+class GatedDotProductAttention(nn.Module):
+    """GDPA: the PFFN as attention over X_sum without softmax, `act(Q K^T / tau) V`, act = GELU.
+
+    Paper: Kunlun (arXiv 2602.10016): queries from the events, keys and values from X_sum.
+    Differs: tau, the maximal length there, is the number of summary tokens here, the length of K.
+
+    Shape: summary (U, n_sum, D), values (T, D) -> (T, D).
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise GemkitError(
+                f"cross.gdpa_heads = {num_heads} does not divide size.dim = {dim}",
+                where="cross.gdpa_heads",
+                allowed=", ".join(str(h) for h in range(1, dim + 1) if dim % h == 0),
+            )
+        self.num_heads = num_heads
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+    def forward(self, summary: Tensor, values: Tensor, events: Events) -> Tensor:
+        plan = events.layout.chunks
+        query = self.heads(to_chunks(self.query(values), plan))
+        key = self.heads(self.key(summary)).index_select(0, plan.owner)
+        value = self.heads(self.value(summary)).index_select(0, plan.owner)
+        mixed = F.gelu(query @ key.transpose(-1, -2) / summary.shape[1]) @ value
+        out: Tensor = self.out(from_chunks(mixed.transpose(1, 2).flatten(2), plan))
+        return out
+
+
+def make_pffn(form: str, num_summary: int, dim: int, num_heads: int) -> nn.Module:
+    """The PFFN of the config's choice: linear, mlp or gdpa."""
+    if form == "gdpa":
+        return GatedDotProductAttention(dim, num_heads)
+    return PersonalizedFFN(num_summary, dim, hidden=(dim,) if form == "mlp" else ())

@@ -1,0 +1,202 @@
+"""Pyramid-parallel encoder: chunks at the bottom, summaries above, the whole journey at the top."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gemkit.component import component
+from gemkit.config.fields import Config, option
+from gemkit.errors import GemkitError
+from gemkit.interfaces import BuildContext, Events, SequenceEncoder
+from gemkit.nn.jagged import ChunkPlan, chunk_plan, from_chunks, to_chunks
+from gemkit.nn.layers import SelfAttention, mlp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyramidConfig(Config):
+    """Options of one pyramid layer."""
+
+    name: str = "pyramid"
+    chunk_sizes: tuple[int, ...] = option(
+        (64,), "Slots of a chunk: of events at the bottom, then of summaries at each level up.", ge=2
+    )
+    num_summaries: int = option(2, "m, learned summaries of each chunk.", ge=1)
+    num_heads: int = option(2, "H, attention heads; size.dim / H must be even.", ge=1)
+    num_parallel: int = option(1, "P, attention modules side by side at each chunk level; their outputs add up.", ge=1)
+    ffn_ratio: float = option(1.0, "Hidden width of the feed-forward after attention, in units of D; 0: none.", ge=0)
+    align: str = option(
+        "newest", "Which end of the history its full chunks start from. `oldest` keeps chunks fixed as events "
+        "arrive (cacheable).", choices=("newest", "oldest"),
+    )
+    age_buckets: int = option(32, "Log-spaced buckets of event age, embedded in the first layer; 0: none.", ge=0)
+    dropout: float = option(0.0, "On the attention's and the feed-forward's outputs.", ge=0, lt=1)
+
+
+class PyramidPlan(NamedTuple):
+    """Index tensors of one batch: one `ChunkPlan` for each chunk level, and one chunk a history for the top."""
+
+    levels: tuple[ChunkPlan, ...]
+    top: ChunkPlan
+
+
+class Summarise(nn.Module):
+    """Learned queries pool each chunk into m summaries.
+
+    Shape: (K, C, D), valid (K, C) -> (K, m, D).
+    """
+
+    def __init__(self, dim: int, num_summaries: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(num_summaries, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.queries, std=self.queries.shape[1] ** -0.5)
+
+    def forward(self, chunks: Tensor, valid: Tensor) -> Tensor:
+        scores = chunks @ self.queries.t() / math.sqrt(chunks.shape[-1])
+        weights = scores.masked_fill(~valid.unsqueeze(-1), -torch.inf).softmax(dim=1)
+        return torch.bmm(weights.transpose(1, 2), chunks)
+
+
+class ChunkLevel(nn.Module):
+    """Attention inside chunks, feed-forward, and the chunks' summaries; and the way back down."""
+
+    def __init__(self, config: PyramidConfig, dim: int) -> None:
+        super().__init__()
+        self.attention = nn.ModuleList(SelfAttention(dim, config.num_heads) for _ in range(config.num_parallel))
+        self.norm = nn.LayerNorm(dim)
+        hidden = round(config.ffn_ratio * dim)
+        self.ffn = mlp(dim, (hidden,), dim) if hidden else None
+        self.ffn_norm = nn.LayerNorm(dim) if hidden else None
+        self.summarise = Summarise(dim, config.num_summaries)
+        self.down = nn.Linear(dim, dim)
+        self.gate = nn.Linear(dim, dim)
+        self.num_summaries = config.num_summaries
+        self.dropout = config.dropout
+
+    def up(self, values: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
+        """Shape: (T, D) -> chunks (K, C, D), summaries (K * m, D)."""
+        chunks = to_chunks(values, plan)
+        mixed = self.norm(chunks)
+        mixed = torch.stack([attend(mixed, plan.valid) for attend in self.attention]).sum(0)
+        chunks = chunks + F.dropout(mixed, self.dropout, self.training)
+        if self.ffn is not None and self.ffn_norm is not None:
+            chunks = chunks + F.dropout(self.ffn(self.ffn_norm(chunks)), self.dropout, self.training)
+        return chunks, self.summarise(chunks, plan.valid).flatten(0, 1)
+
+    def back(self, chunks: Tensor, summaries: Tensor, plan: ChunkPlan) -> Tensor:
+        """Adds to each event its chunk's summary as the levels above have changed it.
+
+        Shape: (K, C, D), (K * m, D) -> (T, D).
+        """
+        context = summaries.view(-1, self.num_summaries, chunks.shape[-1]).mean(1)
+        update = torch.sigmoid(self.gate(context)) * self.down(context)
+        return from_chunks(chunks + update.unsqueeze(1), plan)
+
+
+class TopLevel(nn.Module):
+    """Full attention over one history's summaries and its CLS tokens.
+
+    Shape: (M, D), cls (U, S, D) -> the same.
+    """
+
+    def __init__(self, config: PyramidConfig, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, config.num_heads)
+
+    def forward(self, summaries: Tensor, cls: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
+        length = plan.gather.shape[1]
+        present = plan.valid.new_ones(cls.shape[:2])
+        # CLS tokens come after the summaries, where positions are the same in every history.
+        tokens = torch.cat([to_chunks(summaries, plan), cls], dim=1)
+        mixed = tokens + self.attention(self.norm(tokens), torch.cat([plan.valid, present], dim=1))
+        return from_chunks(mixed[:, :length], plan), mixed[:, length:]
+
+
+@component("sequence", PyramidConfig)
+class PyramidEncoder(SequenceEncoder):
+    """History in chunks, all of them in parallel; summaries carry the whole journey back to every event.
+
+    Level 0 attends inside non-overlapping chunks of each user's history. Learned queries pool each chunk into
+    m summaries, the sequence of the next level; full attention (with the CLS tokens) at the top. On the way
+    down each event receives its chunk's summary, gated, so that after one layer every event has seen the whole
+    history at cost O(T * chunk). One vector per event comes out.
+
+    Paper: Meta's GEM posts of 2025-11-10 and 2026-08-03, which describe the idea without equations.
+    Differs: all shapes are our reading: pre-norm residuals, rotary positions inside chunks, log-bucketed age
+        added in the first layer, gating per chunk.
+    """
+
+    def __init__(self, config: PyramidConfig, context: BuildContext) -> None:
+        super().__init__()
+        dim = context.dim
+        if dim % (2 * config.num_heads):
+            raise GemkitError(
+                f"sequence.num_heads = {config.num_heads} does not divide size.dim = {dim} into even head widths",
+                where="sequence.num_heads",
+                allowed=", ".join(str(h) for h in range(1, dim // 2 + 1) if dim % (2 * h) == 0),
+            )
+        self.config = config
+        self.levels = nn.ModuleList(ChunkLevel(config, dim) for _ in config.chunk_sizes)
+        self.top = TopLevel(config, dim)
+        self.ages = nn.Embedding(config.age_buckets, dim) if config.age_buckets and context.layer == 0 else None
+
+    def plan(self, lengths: np.ndarray) -> PyramidPlan:
+        """Chunks of every level, and one padded row of top-level summaries for each history."""
+        levels = []
+        for size in self.config.chunk_sizes:
+            levels.append(chunk_plan(lengths, size, self.config.align))
+            lengths = levels[-1].counts.numpy() * self.config.num_summaries
+        top = chunk_rows(lengths, self.config.align)
+        return PyramidPlan(tuple(levels), top)
+
+    def forward(self, events: Events, query: Tensor) -> Events:
+        """Shape: values (T, D) -> (T, D), cls (U, S, D) -> (U, S, D)."""
+        plan: PyramidPlan = events.layout.plan
+        values = events.values
+        if self.ages is not None:
+            values = values + self.ages(age_bucket(events.ages, self.ages.num_embeddings))
+        stack = []
+        for level, chunks_of in zip(self.levels, plan.levels, strict=True):
+            chunks, values = level.up(values, chunks_of)
+            stack.append(chunks)
+        values, cls = self.top(values, events.cls, plan.top)
+        for level, chunks_of, chunks in zip(reversed(self.levels), reversed(plan.levels), reversed(stack), strict=True):
+            values = level.back(chunks, values, chunks_of)
+        return events._replace(values=values, cls=cls)
+
+
+def chunk_rows(lengths: np.ndarray, align: str) -> ChunkPlan:
+    """One chunk for each history, as wide as the longest; an empty history owns an all-invalid one.
+
+    Shape: gather (U, longest).
+    """
+    width = max(int(lengths.max(initial=0)), 1)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    padding = (width - lengths) if align == "newest" else np.zeros_like(lengths)
+    slot = np.arange(width)[None, :] - padding[:, None]
+    valid = (slot >= 0) & (slot < lengths[:, None])
+    gather = np.where(valid, offsets[:-1, None] + slot, 0)
+    return ChunkPlan(
+        torch.from_numpy(gather),
+        torch.from_numpy(valid),
+        torch.from_numpy(np.flatnonzero(valid)),
+        torch.arange(len(lengths)),
+        torch.ones(len(lengths), dtype=torch.int64),
+    )
+
+
+def age_bucket(ages: Tensor, buckets: int) -> Tensor:
+    """Log-spaced buckets from one second to ten years. Shape: (T,) seconds -> (T,) int64."""
+    longest_s = 10 * 365 * 86400
+    scaled = torch.log(ages.clamp(min=1.0)) / math.log(longest_s)
+    return (scaled * buckets).long().clamp(0, buckets - 1)
