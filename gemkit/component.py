@@ -76,7 +76,7 @@ def component(kind: str, config: type) -> Callable[[T], T]:
     name = fields["name"].default if "name" in fields else None
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise TypeError(
-            f"@component({kind!r}): {config.__name__} needs a field `name: str = \"lower_case\"`, got {name!r}"
+            f'@component({kind!r}): {config.__name__} needs a field `name: str = "lower_case"`, got {name!r}'
         )
     if name == NONE:
         raise TypeError(f"@component({kind!r}): the name 'none' is reserved for leaving a kind out")

@@ -1,15 +1,15 @@
 """The hooks of a plugin. A plugin is an installed package with an entry point in the group ``gemkit``.
 
-    [project.entry-points.gemkit]
-    my_plugin = "my_plugin"
+[project.entry-points.gemkit]
+my_plugin = "my_plugin"
 
-    # my_plugin/__init__.py
-    from gemkit.hookspecs import hookimpl
+# my_plugin/__init__.py
+from gemkit.hookspecs import hookimpl
 
-    @hookimpl
-    def gemkit_components():
-        from my_plugin.blocks import MyInteraction
-        return [MyInteraction]
+@hookimpl
+def gemkit_components():
+from my_plugin.blocks import MyInteraction
+return [MyInteraction]
 """
 
 from __future__ import annotations

@@ -195,9 +195,7 @@ class CrossFeatureLayer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, events: Events) -> tuple[Tensor, Events | None]:
-        """
-        Shape: x (B, N, D) -> (B, N + num_tokens_added, D); events.values (T, D) -> (T, D).
-        """
+        """Shape: x (B, N, D) -> (B, N + num_tokens_added, D); events.values (T, D) -> (T, D)."""
 
 
 class DomainLayer(nn.Module, ABC):

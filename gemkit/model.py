@@ -1,8 +1,8 @@
 """The whole architecture on one screen.
 
-    embedded features -> tokenizer -> x (B, N, D), events (jagged)
-    each block: cross (what each side may see of the other), then interaction and sequence side by side
-    readout of both sides -> head
+embedded features -> tokenizer -> x (B, N, D), events (jagged)
+each block: cross (what each side may see of the other), then interaction and sequence side by side
+readout of both sides -> head
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Readout(nn.Module):
         summary = torch.cat(
             [
                 events.cls,
-                self.pool(events.values, events.offsets),
+                self.pool(events.values, events.offsets, events.layout.chunks),
                 newest(events.values, events.offsets, self.recent),
             ],
             dim=1,
@@ -109,6 +109,8 @@ class GEM(nn.Module):
                 fix="sequence=none",
             )
         blocks, has_events, num_cls = [], self.reads_events, 0
+        self._shares_histories = True
+        encoder: SequenceEncoder | None = None
         for layer in range(size.num_blocks):
             context = dataclasses.replace(context, layer=layer)
             cross = interaction = sequence = None
@@ -117,13 +119,16 @@ class GEM(nn.Module):
                 context = dataclasses.replace(context, num_tokens_in=context.num_tokens_in + cross.num_tokens_added)
                 has_events = cross.passes_events
                 num_cls += cross.num_cls_added
+                self._shares_histories &= cross.shares_histories
             if run.interaction is not None:
                 interaction = make("interaction", run.interaction, context)
                 context = dataclasses.replace(context, num_tokens_in=interaction.num_tokens_out)
             if has_events:
-                sequence = make("sequence", run.sequence, context)
+                sequence = encoder = make("sequence", run.sequence, context)
+                self._shares_histories &= sequence.shares_histories
             blocks.append(Block(cross, interaction, sequence))
         self.blocks = nn.ModuleList(blocks)
+        self._encoder = (encoder,)  # for its plan, which all layers share; in a tuple, so that it is no submodule twice
         self.readout = Readout(context.num_tokens_in, num_cls, dim, has_events)
         self.head = make("head", run.head, dataclasses.replace(context, readout_dim=self.readout.width))
         self.checkpoint_activations = run.train.checkpoint_activations
@@ -156,11 +161,9 @@ class GEM(nn.Module):
     @property
     def shares_histories(self) -> bool:
         """Whether examples of one user at one time may share the encoding of their history."""
-        parts = [part for block in self.blocks for part in (block.cross, block.sequence) if part is not None]
-        return all(part.shares_histories for part in parts)
+        return self._shares_histories
 
     def layout(self, lengths: np.ndarray) -> Layout:
         """The host work for the histories of one batch, from their lengths (U,)."""
-        encoders = [block.sequence for block in self.blocks if block.sequence is not None]
-        plan = encoders[0].plan(lengths) if encoders else None
+        plan = self._encoder[0].plan(lengths) if self._encoder[0] else None
         return plain_layout(lengths)._replace(plan=plan)

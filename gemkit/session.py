@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +140,7 @@ def base_rates(dataset: Dataset) -> dict[str, float | None]:
 @torch.no_grad()
 def evaluate_split(
     model: Model, loader: Loader, backend: ParallelBackend, collector: MetricCollector, advance: Callable[[int], None]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Any]:
     """Metrics of a whole split, by task."""
     collector.reset()
     model.dense.eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from gemkit.component import KINDS
 from gemkit.config.build import to_yaml
-from gemkit.config.fields import to_mapping
 from gemkit.config.run import OptimizerConfig, RunConfig
 from gemkit.data.batch import Batch
 from gemkit.errors import GemkitError

@@ -43,5 +43,6 @@ def run(args: argparse.Namespace) -> int:
 
     from gemkit.train import train
 
-    train(config, registry, args.resume)
+    folders = [word for folder in args.config_dir for word in ("--config-dir", str(folder))]
+    train(config, registry, args.resume, command=["gemkit", "train", *folders, *args.overrides])
     return 0

@@ -73,7 +73,7 @@ def check_type(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, Mapping):
             return {check_type(k, args[0], where): check_type(v, args[1], f"{where}.{k}") for k, v in value.items()}
     elif dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):
+        if isinstance(value, typing.cast(type, hint)):
             return value
         if isinstance(value, Mapping):
             return from_mapping(typing.cast(type, hint), value, where)
@@ -144,7 +144,7 @@ def type_name(hint: Any) -> str:
     if typing.get_origin(hint) is dict:
         return f"mapping of {type_name(args[0])} to {type_name(args[1])}"
     names = {type(None): "null", str: "text", bool: "true or false", int: "whole number", float: "number"}
-    return names.get(hint) or getattr(hint, "__name__", str(hint))
+    return names.get(hint) or str(getattr(hint, "__name__", hint))
 
 
 def from_mapping(cls: type, values: Mapping[str, Any], where: str = "") -> Any:

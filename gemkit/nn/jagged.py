@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 CHUNK = 32
 """Slots of the chunks that every batch's layout holds: small, so that short histories waste little."""
 
@@ -109,10 +108,12 @@ def newest(values: Tensor, offsets: Tensor, count: int) -> Tensor:
 
     Shape: (T, D), (U+1,) -> (U, count, D).
     """
+    if values.shape[0] == 0:
+        return values.new_zeros(offsets.shape[0] - 1, count, values.shape[1])
     index = offsets[1:, None] - 1 - torch.arange(count, device=offsets.device)
-    valid = index >= offsets[:-1, None]
-    padded = torch.cat([values, values.new_zeros(1, values.shape[1])])
-    return padded[torch.where(valid, index, values.shape[0])]
+    missing = index < offsets[:-1, None]
+    rows = values.index_select(0, index.clamp(min=0).view(-1)).view(-1, count, values.shape[1])
+    return rows.masked_fill(missing.unsqueeze(-1), 0.0)
 
 
 def jagged_matmul(values: Tensor, weights: Tensor, plan: ChunkPlan) -> Tensor:

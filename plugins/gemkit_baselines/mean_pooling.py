@@ -11,7 +11,7 @@ from torch import Tensor
 from gemkit.component import component
 from gemkit.config.fields import Config
 from gemkit.interfaces import BuildContext, Events, SequenceEncoder
-from gemkit.nn.jagged import ChunkPlan, chunk_plan, segment_mean, CHUNK
+from gemkit.nn.jagged import CHUNK, ChunkPlan, chunk_plan, segment_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

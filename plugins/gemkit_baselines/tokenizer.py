@@ -22,13 +22,16 @@ class PlainTokenizerConfig(Config):
 
     name: str = "plain"
     dense: str = option(
-        "mlp", "Numbers to one token each: an MLP of the standardised value, or of its sines and cosines at "
-        "learned frequencies.", choices=("mlp", "periodic"),
+        "mlp",
+        "Numbers to one token each: an MLP of the standardised value, or of its sines and cosines at "
+        "learned frequencies.",
+        choices=("mlp", "periodic"),
     )
     num_frequencies: int = option(16, "Learned frequencies of each number, with `dense=periodic`.", ge=1)
     frequency_scale: float = option(1.0, "Standard deviation of the first frequencies.", gt=0)
     event_fusion: str = option(
-        "linear", "How an event's fields become one vector: a linear map of them side by side, or MaskNet.",
+        "linear",
+        "How an event's fields become one vector: a linear map of them side by side, or MaskNet.",
         choices=("linear", "masknet"),
     )
     dropout: float = option(0.0, "On tokens and events.", ge=0, lt=1)

@@ -66,7 +66,7 @@ def _read_csv(path: Path, delimiter: str, types: dict[str, pa.DataType]) -> pa.T
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
 
     def convert(types: dict[str, pa.DataType]) -> pyarrow.csv.ConvertOptions:
-        return pyarrow.csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
+        return pyarrow.csv.ConvertOptions(column_types=types, null_values=[""])
 
     try:
         return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert(types))

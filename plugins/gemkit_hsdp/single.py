@@ -24,7 +24,8 @@ class SingleConfig(Config):
     name: str = "single"
     accelerator: str = option("auto", "Device.", choices=("auto", "cpu", "cuda"))
     embeddings: str = option(
-        "auto", "Tables: FBGEMM's fused ones, PyTorch's, or FBGEMM's if it is installed.",
+        "auto",
+        "Tables: FBGEMM's fused ones, PyTorch's, or FBGEMM's if it is installed.",
         choices=("auto", "fbgemm", "torch"),
     )
 

@@ -41,6 +41,7 @@ class LocalTables(EmbeddingTables):
             generator = torch.Generator().manual_seed(named_seed(seed, f"table/{name}"))
             bound = self.init_scale * dim**-0.5
             weights.copy_(torch.empty(weights.shape).uniform_(-bound, bound, generator=generator))
+            weights[0] = 0.0  # "unknown": hardly trained, so its start is what it says
 
     def _allocate(self) -> None:
         raise NotImplementedError
@@ -131,7 +132,9 @@ class _RowwiseAdagradLookup(torch.autograd.Function):
     """Gathers rows; its backward sums the gradient by row and applies row-wise AdaGrad at once."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, weights: Tensor, squares: Tensor, rows: Tensor, tables: TorchTables) -> Tensor:
+    def forward(
+        ctx: Any, anchor: Tensor, weights: Tensor, squares: Tensor, rows: Tensor, tables: TorchTables
+    ) -> Tensor:
         ctx.weights, ctx.squares, ctx.rows, ctx.tables = weights, squares, rows, tables
         return weights.index_select(0, rows)
 

@@ -12,8 +12,8 @@ from gemkit.config.fields import Config, option
 from gemkit.interfaces import BuildContext, CrossFeatureLayer, Events
 from gemkit.nn.jagged import newest, segment_mean
 from gemkit.nn.layers import PoolingByAttention
-from gemkit_interformer.summary import Gating, TokenSummary
 from gemkit_interformer.pffn import make_pffn
+from gemkit_interformer.summary import Gating, TokenSummary
 
 FLOWS = ("sole", "sep", "n2s", "s2n", "int")
 
@@ -33,18 +33,23 @@ class InterFormerConfig(Config):
     num_pma: int = option(2, "Learned queries that pool the events.", ge=1)
     num_recent: int = option(2, "Newest events that the tokens see as they are.", ge=0)
     gating: str = option(
-        "printed", "`printed`: sigmoid(X * MLP(X)), as in the paper; `gate`: sigmoid(MLP(X)) * X, as in "
-        "re-implementations.", choices=("printed", "gate"),
+        "printed",
+        "`printed`: sigmoid(X * MLP(X)), as in the paper; `gate`: sigmoid(MLP(X)) * X, as in re-implementations.",
+        choices=("printed", "gate"),
     )
     pffn: str = option(
-        "linear", "How the events are personalised: by a (D, D) matrix that one linear map, or an MLP, makes "
-        "from X_sum; or by attention without softmax (GDPA).", choices=("linear", "mlp", "gdpa"),
+        "linear",
+        "How the events are personalised: by a (D, D) matrix that one linear map, or an MLP, makes "
+        "from X_sum; or by attention without softmax (GDPA).",
+        choices=("linear", "mlp", "gdpa"),
     )
     pffn_residual: bool = option(True, "Adds the events to their personalised form, so that layers stack.")
     gdpa_heads: int = option(2, "Heads of GDPA; must divide size.dim.", ge=1)
     personalise_from: str = option(
-        "all", "Tokens that personalise the events. `all` (the paper's) gives each example its own copy of its "
-        "history; `user` lets the examples of one user at one time share it.", choices=("all", "user"),
+        "all",
+        "Tokens that personalise the events. `all` (the paper's) gives each example its own copy of its "
+        "history; `user` lets the examples of one user at one time share it.",
+        choices=("all", "user"),
     )
 
 
@@ -111,7 +116,7 @@ class InterFormer(CrossFeatureLayer):
     def summarise(self, events: Events) -> Tensor:
         """S_sum of each example. Shape: events -> (B, S + num_pma + num_recent, D)."""
         assert self.pma is not None
-        parts = [events.cls, self.pma(events.values, events.offsets)]
+        parts = [events.cls, self.pma(events.values, events.offsets, events.layout.chunks)]
         if self.config.num_recent:
             parts.append(newest(events.values, events.offsets, self.config.num_recent))
         summary = self.summary_gate(self.summary_norm(torch.cat(parts, dim=1)))

@@ -32,8 +32,10 @@ class PyramidConfig(Config):
     num_parallel: int = option(1, "P, attention modules side by side at each chunk level; their outputs add up.", ge=1)
     ffn_ratio: float = option(1.0, "Hidden width of the feed-forward after attention, in units of D; 0: none.", ge=0)
     align: str = option(
-        "newest", "Which end of the history its full chunks start from. `oldest` keeps chunks fixed as events "
-        "arrive (cacheable).", choices=("newest", "oldest"),
+        "newest",
+        "Which end of the history its full chunks start from. `oldest` keeps chunks fixed as events "
+        "arrive (cacheable).",
+        choices=("newest", "oldest"),
     )
     age_buckets: int = option(32, "Log-spaced buckets of event age, embedded in the first layer; 0: none.", ge=0)
     dropout: float = option(0.0, "On the attention's and the feed-forward's outputs.", ge=0, lt=1)
@@ -83,23 +85,22 @@ class ChunkLevel(nn.Module):
         self.dropout = config.dropout
 
     def up(self, values: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
-        """Shape: (T, D) -> chunks (K, C, D), summaries (K * m, D)."""
-        chunks = to_chunks(values, plan)
-        mixed = self.norm(chunks)
-        mixed = torch.stack([attend(mixed, plan.valid) for attend in self.attention]).sum(0)
-        chunks = chunks + F.dropout(mixed, self.dropout, self.training)
+        """Shape: (T, D) -> rows (T, D), summaries (K * m, D)."""
+        chunks = to_chunks(self.norm(values), plan)
+        mixed = torch.stack([attend(chunks, plan.valid) for attend in self.attention]).sum(0)
+        values = values + F.dropout(from_chunks(mixed, plan), self.dropout, self.training)
         if self.ffn is not None and self.ffn_norm is not None:
-            chunks = chunks + F.dropout(self.ffn(self.ffn_norm(chunks)), self.dropout, self.training)
-        return chunks, self.summarise(chunks, plan.valid).flatten(0, 1)
+            values = values + F.dropout(self.ffn(self.ffn_norm(values)), self.dropout, self.training)
+        return values, self.summarise(to_chunks(values, plan), plan.valid).flatten(0, 1)
 
-    def back(self, chunks: Tensor, summaries: Tensor, plan: ChunkPlan) -> Tensor:
-        """Adds to each event its chunk's summary as the levels above have changed it.
+    def back(self, values: Tensor, summaries: Tensor, plan: ChunkPlan) -> Tensor:
+        """Adds to each row its chunk's summary as the levels above have changed it.
 
-        Shape: (K, C, D), (K * m, D) -> (T, D).
+        Shape: (T, D), (K * m, D) -> (T, D).
         """
-        context = summaries.view(-1, self.num_summaries, chunks.shape[-1]).mean(1)
+        context = summaries.view(-1, self.num_summaries, values.shape[-1]).mean(1)
         update = torch.sigmoid(self.gate(context)) * self.down(context)
-        return from_chunks(chunks + update.unsqueeze(1), plan)
+        return values + update.index_select(0, plan.position // plan.gather.shape[1])
 
 
 class TopLevel(nn.Module):
@@ -167,11 +168,11 @@ class PyramidEncoder(SequenceEncoder):
             values = values + self.ages(age_bucket(events.ages, self.ages.num_embeddings))
         stack = []
         for level, chunks_of in zip(self.levels, plan.levels, strict=True):
-            chunks, values = level.up(values, chunks_of)
-            stack.append(chunks)
+            rows, values = level.up(values, chunks_of)
+            stack.append(rows)
         values, cls = self.top(values, events.cls, plan.top)
-        for level, chunks_of, chunks in zip(reversed(self.levels), reversed(plan.levels), reversed(stack), strict=True):
-            values = level.back(chunks, values, chunks_of)
+        for level, chunks_of, rows in zip(reversed(self.levels), reversed(plan.levels), reversed(stack), strict=True):
+            values = level.back(rows, values, chunks_of)
         return events._replace(values=values, cls=cls)
 
 

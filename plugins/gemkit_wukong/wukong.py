@@ -30,7 +30,8 @@ class WukongConfig(Config):
         "static", "Y is a parameter, or made from the compressed input by an MLP.", choices=("static", "attentive")
     )
     fmb_activation: str = option(
-        "none", "After the FM block's MLP. Public implementations disagree; the paper prints none.",
+        "none",
+        "After the FM block's MLP. Public implementations disagree; the paper prints none.",
         choices=("none", "relu"),
     )
     residual_bias: bool = option(False, "A bias in the residual's token compression.")

@@ -187,13 +187,14 @@ def test_resume_reads_the_runs_own_config(
 ) -> None:
     calls = []
     module = type(sys)("gemkit.train")
-    module.train = lambda run, registry, resume: calls.append((run, resume))  # type: ignore[attr-defined]
+    module.train = lambda run, registry, resume, command: calls.append((run, resume, command))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gemkit.train", module)
     assert main(["config", "seed=9"]) == 0
     (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
     assert main(["train", "--resume", str(tmp_path)]) == 0
     assert main(["train", "seed=5", "--config-dir", str(tmp_path), "train.epochs=3"]) == 0
-    assert [(run.seed, run.train.epochs, resume) for run, resume in calls] == [(9, 1, tmp_path), (5, 3, None)]
+    assert [(run.seed, run.train.epochs, resume) for run, resume, _ in calls] == [(9, 1, tmp_path), (5, 3, None)]
+    assert calls[1][2] == ["gemkit", "train", "--config-dir", str(tmp_path), "seed=5", "train.epochs=3"]
 
 
 def test_data_build_and_inspect_ones_own_file(

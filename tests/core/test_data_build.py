@@ -13,6 +13,7 @@ import pytest
 from gemkit.data import storage
 from gemkit.data.build import build
 from gemkit.data.dataset import Dataset
+from gemkit.data.eventlog import _combined_keys
 from gemkit.data.schema import CategoricalFeature, DenseFeature, EventField, Task, VectorFeature
 from gemkit.data.source import Source, Split
 from gemkit.errors import GemkitError
@@ -83,24 +84,12 @@ def test_history_numbers_mean_same_user_and_time(tmp_path):
     assert len(set(zip(pairs, numbers, strict=True))) == len(set(pairs)) == len(set(numbers))
 
 
-def test_events_far_apart_in_time_do_not_overflow(tmp_path):
-    users = [f"u{i}" for i in range(200)]
-    examples = pa.table({"user": users, "x": [1.0] * 200, "y": [1] * 200, "time": [10**11 - i for i in range(200)]})
-    events = pa.table({"user": users, "what": users, "time": [-(10**11) + i for i in range(200)]})
-    data = built(
-        Source(
-            name="far",
-            examples=examples,
-            events=events,
-            dense=(DenseFeature(name="x"),),
-            event_fields=(EventField(name="what"),),
-            tasks=(Task(name="y"),),
-            user="user",
-            timestamp="time",
-        ),
-        tmp_path / "d",
-    )
-    assert (data.columns[storage.HISTORY_END] - data.columns[storage.HISTORY_START] == 1).all()
+def test_keys_of_user_and_time_do_not_overflow():
+    user = np.array([0, 0, 2**40, 2**40])
+    time = np.array([-(10**11), 10**11, -(10**11), 10**11])
+    event_key, example_key = _combined_keys(user, time, user, time)
+    assert (np.diff(event_key) > 0).all() and (event_key >= 0).all()
+    assert event_key.tolist() == example_key.tolist()
 
 
 def test_time_split_keeps_ties_together_and_is_the_newest(tmp_path):
@@ -213,6 +202,13 @@ def test_a_failed_build_leaves_the_old_folder(tmp_path):
         build(source(table(price=[None] * 10)), tmp_path / "d", silent)
     assert Dataset.open(tmp_path / "d").fingerprint == before
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_build_that_is_cut_short_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), storage.replacing(tmp_path / "d") as fresh:
+        (fresh / "examples.arrow").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_no_data_set_is_not_replaced(tmp_path):

@@ -102,6 +102,8 @@ def test_tables_hold_what_the_files_say(archives, tmp_path):
     titles, zips, genres = (["?", *data.vocabulary(t)] for t in ("movie_id", "zip", "genres"))
     assert "Nobody Rated It (1999)" not in titles
     assert data.num_examples == data.num_events == len(rows)
+    # The last day of 2000, a Sunday, between 22 and 23 o'clock.
+    assert (data.vocabulary("hour"), data.vocabulary("weekday")) == (["22"], ["6"])
     for i, (user, movie, stars, seconds) in enumerate(rows):
         assert titles[data.columns["movie_id"][i]] in (MOVIES[movie][0], "?")
         assert zips[data.columns["zip"][i]] == USERS[user][3]

@@ -215,6 +215,9 @@ def test_inspect_counts_what_is_there(tmp_path):
     assert train["tasks"]["buy"]["masked"] == 951 - train["tasks"]["click"]["positive"]
     assert train["tasks"]["click"]["rate"] == train["tasks"]["click"]["positive"] / 951
     assert train["last_s"] < report["splits"]["valid"]["first_s"]
+    lengths = data.columns["_history_end"] - data.columns["_history_start"]
+    for b in report["histories"]["histogram"]:
+        assert b["examples"] == ((lengths >= b["from"]) & (lengths < (b["to"] or 10**9))).sum()
     assert sum(b["examples"] for b in report["histories"]["histogram"]) == 1200
     assert sum(report["histories"]["streams"].values()) == 2400
     features = {f["name"]: f for f in report["features"]}
