@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from gemkit.config.fields import to_mapping
-from gemkit.config.run import RunConfig
 from gemkit.data.schema import Schema
 from gemkit.errors import GemkitError
 from gemkit.interfaces import TransferStrategy
@@ -36,17 +35,14 @@ class TrainingState:
 
     def __init__(
         self,
-        run: RunConfig,
         schema: Schema,
         fingerprint: str,
         model: Model,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         transfer: TransferStrategy | None,
-        others: Sequence[torch.optim.Optimizer],
     ) -> None:
-        self.run, self.schema, self.fingerprint = run, schema, fingerprint
-        self.model, self.transfer = model, transfer
-        self.optimizers = [optimizer, *others]
+        self.schema, self.fingerprint = schema, fingerprint
+        self.model, self.optimizers, self.transfer = model, optimizers, transfer
         self.step = self.epoch = self.batch = self.examples = 0
         self.best: float | None = None
         self.best_step = self.waited = 0
@@ -54,10 +50,6 @@ class TrainingState:
         self.train_s = 0.0
 
     _counters = ("step", "epoch", "batch", "examples", "best", "best_step", "waited", "stopped", "train_s")
-
-    def finished(self, total_steps: int) -> bool:
-        """Whether there is nothing left to train."""
-        return self.stopped or self.step >= total_steps
 
     def save(self, path: Path) -> None:
         """Writes everything that training needs to go on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -16,8 +17,9 @@ from gemkit.component import KINDS
 from gemkit.config.build import to_yaml
 from gemkit.config.run import OptimizerConfig, RunConfig
 from gemkit.data.batch import Batch
+from gemkit.data.loader import Loader
 from gemkit.errors import GemkitError
-from gemkit.interfaces import TransferStrategy
+from gemkit.interfaces import ParallelBackend, TransferStrategy
 from gemkit.metrics.collector import MetricCollector
 from gemkit.metrics.names import is_better
 from gemkit.nn.init import init_parameters
@@ -44,151 +46,202 @@ def train(
         command: What reproduces the run, for command.txt.
 
     Returns:
-        What metrics.json holds: ``{"test": {task: {...}}, "valid": ..., "train": {...}}``.
+        What metrics.json holds: ``{"test": {task: {...}}, "train": {...}}``.
     """
-    progress = progress or Progress()
-    if run.train.num_threads:
-        torch.set_num_threads(run.train.num_threads)
-    torch.manual_seed(run.seed)
-    if torch.cuda.is_available():
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    backend = registry.build("parallel", run.parallel)
-    backend.launch(run)
+    training = Training(run, registry, resume, progress or Progress(), command or ["gemkit", "train"])
+    training.fit()
+    return training.finish()
 
-    dataset = open_dataset(run, registry, progress)
-    context = registry.context(dim=run.size.dim, schema=dataset.schema)
-    transfer: TransferStrategy | None = registry.build("transfer", run.transfer, context)
-    schema = transfer.extra_features(dataset.schema) if transfer else dataset.schema
-    model = build_model(run, schema, registry, backend)
-    if transfer:
-        init_parameters(transfer, run.seed)
-        transfer.to(backend.fabric.device)
-        transfer.prepare(model.dense, model.embeddings)
-    if run.train.compile:
-        for block in model.dense.blocks:
-            block.compile(dynamic=True)
-    model.forward, optimizer = backend.place(model.dense, run.optimizer)
-    others = list(transfer.optimizers()) if transfer else []
-    micro_batch_size = run.train.batch_size // run.train.accumulate
-    loader = make_loader(run, dataset, model, backend, "train", micro_batch_size)
-    valid = make_loader(run, dataset, model, backend, "valid", run.train.eval_batch_size)
-    steps_per_epoch = math.ceil(len(loader) / run.train.accumulate)
-    total_steps = min(run.train.epochs * steps_per_epoch, run.train.max_steps or 10**12)
-    collector = MetricCollector(schema, base_rates(dataset))
-    task = schema.task_names[0]
 
-    if resume is None:
-        plugins = {plugin: version for plugin, _, version in _plugins_of(run, registry)}
-        folder = RunFolder.create(Path(run.runs), _slug(run), to_yaml(run), command or ["gemkit", "train"], plugins)
-    else:
-        folder = RunFolder.open(resume)
-    state = TrainingState(run, schema, dataset.fingerprint, model, optimizer, transfer, others)
-    if resume is not None:
-        state.load(folder.checkpoints / "last.safetensors")
-        folder.rewind(state.step)
-    tensorboard = TensorBoardWriter(folder.path / "tensorboard") if run.train.tensorboard else None
+class Training:
+    """One training run; the methods stand in the order in which they run."""
 
-    def record(split: str, values: dict[str, Any]) -> None:
-        folder.append(state.step, split, values)
-        if tensorboard:
-            tensorboard.append(state.step, split, values)
+    def __init__(
+        self, run: RunConfig, registry: Registry, resume: Path | None, progress: Progress, command: list[str]
+    ) -> None:
+        """Sets everything up: backend, data, model, optimisers, run folder; goes back to a checkpoint if asked."""
+        self.run, self.progress = run, progress
+        if run.train.num_threads:
+            torch.set_num_threads(run.train.num_threads)
+        torch.manual_seed(run.seed)
+        if torch.cuda.is_available():
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        self.backend: ParallelBackend = registry.build("parallel", run.parallel)
+        self.backend.launch(run)
 
-    progress.print(f"{_sentence(run)}\n{model.num_parameters:,} parameters, run folder {folder.path}")
-    for note in _notes(run, backend.fabric.device.type):
-        progress.print(note)
-    examples_per_epoch = len(dataset.split("train"))
-    total = min(run.train.epochs * examples_per_epoch, total_steps * run.train.batch_size)
-    model.dense.train()
-    with progress, progress.task("train", total=total, done=state.examples) as bar:
-        started_s, examples_before = time.perf_counter() - state.train_s, state.examples
-        logged_s, logged_examples, losses = time.perf_counter(), state.examples, []
-        stop = state.finished(total_steps)
-        while not stop:
-            batches = to_device(loader.epoch(state.epoch, start=state.batch), backend)
-            for micro_batches in _groups(batches, run.train.accumulate):
-                lr_factor = schedule(run.optimizer, state.step, total_steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = run.optimizer.lr * lr_factor
-                model.embeddings.set_lr(run.optimizer.embedding_lr * lr_factor)
+        self.dataset = open_dataset(run, registry, progress)
+        context = registry.context(dim=run.size.dim, schema=self.dataset.schema)
+        self.transfer: TransferStrategy | None = registry.build("transfer", run.transfer, context)
+        schema = self.transfer.extra_features(self.dataset.schema) if self.transfer else self.dataset.schema
+        self.model = build_model(run, schema, registry, self.backend)
+        if self.transfer:
+            init_parameters(self.transfer, run.seed)
+            self.transfer.to(self.backend.fabric.device)
+            self.transfer.prepare(self.model.dense, self.model.embeddings)
+        if run.train.compile:
+            for block in self.model.dense.blocks:
+                block.compile(dynamic=True)
+        self.model.forward, self.optimizer = self.backend.place(self.model.dense, run.optimizer)
+        self.other_optimizers = list(self.transfer.optimizers()) if self.transfer else []
 
-                for batch in micro_batches:
-                    outputs = model(batch, transfer.taps if transfer else ())
-                    loss: Tensor = model.dense.head.loss(outputs.logits, batch)
-                    if transfer:
-                        loss = loss + transfer.loss(outputs, transfer.answer(batch), batch)
-                    _check_finite(loss, batch, state.step)
-                    # The tables update inside backward, so a loss that is not finite must not get there.
-                    backend.fabric.backward(loss / len(micro_batches))
-                    losses.append(loss.detach())
-                    state.examples += batch.size
-                norm = backend.clip(model.forward, optimizer, run.train.clip_norm) if run.train.clip_norm else None
-                optimizer.step()
-                optimizer.zero_grad()
-                for other in others:
-                    other.step()
-                    other.zero_grad()
-                state.step += 1
-                state.batch += len(micro_batches)
-                bar.update(state.examples, loss=losses[-1])
+        self.loader = self._loader("train", run.train.batch_size // run.train.accumulate)
+        self.valid = self._loader("valid", run.train.eval_batch_size)
+        steps_per_epoch = math.ceil(len(self.loader) / run.train.accumulate)
+        self.total_steps = run.train.epochs * steps_per_epoch
+        if run.train.max_steps is not None:
+            self.total_steps = min(self.total_steps, run.train.max_steps)
+        self.collector = MetricCollector(schema, base_rates(self.dataset))
 
-                if state.step % run.train.log_every == 0:
-                    now_s = time.perf_counter()
-                    rate = (state.examples - logged_examples) / (now_s - logged_s)
-                    mean = float(torch.stack(losses).mean())
-                    row = {"loss": mean, "lr": run.optimizer.lr * lr_factor, "examples_per_s": rate}
-                    record("train", row | ({"grad_norm": float(norm)} if norm is not None else {}))
-                    logged_s, logged_examples, losses = now_s, state.examples, []
+        if resume is None:
+            plugins = {plugin: version for plugin, _, version in _plugins_of(run, registry)}
+            self.folder = RunFolder.create(Path(run.runs), _slug(run), to_yaml(run), command, plugins)
+        else:
+            self.folder = RunFolder.open(resume)
+        self.state = TrainingState(
+            schema, self.dataset.fingerprint, self.model, [self.optimizer, *self.other_optimizers], self.transfer
+        )
+        if resume is not None:
+            self.state.load(self.folder.checkpoints / "last.safetensors")
+            self.folder.rewind(self.state.step)
+        self.tensorboard = TensorBoardWriter(self.folder.path / "tensorboard") if run.train.tensorboard else None
+        progress.print(f"{_sentence(run)}\n{self.model.num_parameters:,} parameters, run folder {self.folder.path}")
+        for note in _notes(run, self.backend.fabric.device.type):
+            progress.print(note)
 
-                epoch_ends = state.batch >= len(loader)
-                stop = state.step >= total_steps
-                if stop or (epoch_ends if run.train.eval_every is None else state.step % run.train.eval_every == 0):
-                    before_s = time.perf_counter()
-                    with progress.task("validate", total=len(dataset.split("valid"))) as inner:
-                        metrics = evaluate_split(model, valid, backend, collector, inner.advance)
-                    record("valid", metrics)
-                    value = metrics[task][run.train.monitor]
-                    progress.print(f"step {state.step:,}: valid {task} {_short(metrics[task])}")
-                    if epoch_ends:
+    def fit(self) -> None:
+        """Trains to the last step, or until validations have stopped getting better."""
+        state, size = self.state, self.run.train
+        epoch_size = len(self.dataset.split("train"))
+        total = min(size.epochs * epoch_size, self.total_steps * size.batch_size)
+        self.model.dense.train()
+        with self.progress, self.progress.task("train", total=total, done=state.examples) as bar:
+            self.clock = Clock(state.train_s, state.examples)
+            while not (state.stopped or state.step >= self.total_steps):
+                batches = to_device(self.loader.epoch(state.epoch, start=state.batch), self.backend)
+                for micro_batches in _groups(batches, size.accumulate):
+                    loss = self.step(micro_batches)
+                    bar.update(state.examples, loss=loss)
+                    ended = state.batch >= len(self.loader)
+                    if ended:
                         state.epoch, state.batch = state.epoch + 1, 0
-                    if is_better(run.train.monitor, value, state.best):
-                        state.best, state.best_step, state.waited = value, state.step, 0
-                        state.save_best(folder.checkpoints / "best.safetensors")
-                    else:
-                        state.waited += 1
-                        stop = stop or (run.train.patience is not None and state.waited >= run.train.patience)
-                    state.stopped = stop
-                    pause_s = time.perf_counter() - before_s
-                    started_s, logged_s = started_s + pause_s, logged_s + pause_s
-                    state.train_s = time.perf_counter() - started_s
-                    state.save(folder.checkpoints / "last.safetensors")
-                elif epoch_ends:
-                    state.epoch, state.batch = state.epoch + 1, 0
-                if stop or epoch_ends:
-                    break
-        train_s = state.train_s
-        examples_per_s = (state.examples - examples_before) / max(time.perf_counter() - started_s, 1e-9)
+                    last = state.step >= self.total_steps
+                    due = ended if size.eval_every is None else state.step % size.eval_every == 0
+                    if last or due:
+                        self.validate()
+                    if last or ended or state.stopped:
+                        break
 
-    state.load_best(folder.checkpoints / "best.safetensors")
-    test = make_loader(run, dataset, model, backend, "test", run.train.eval_batch_size)
-    with progress, progress.task("test", total=len(dataset.split("test"))) as bar:
-        final = evaluate_split(model, test, backend, collector, bar.advance)
-    metrics = {
-        "test": final,
-        "train": {
-            "examples_per_s": examples_per_s,
-            "wall_s": train_s,
-            "params": model.num_parameters,
-            "steps": state.step,
-            "best_step": state.best_step,
-        },
-    }
-    folder.write_metrics(metrics)
-    folder.draw_curves()
-    if tensorboard:
-        tensorboard.close()
-    print_run_end(metrics, folder.path, progress.console)
-    return metrics
+    def step(self, micro_batches: list[Batch]) -> Tensor:
+        """One step of all optimisers; returns the last micro-batch's loss."""
+        state, factor = self.state, schedule(self.run.optimizer, self.state.step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.run.optimizer.lr * factor
+        self.model.embeddings.set_lr(self.run.optimizer.embedding_lr * factor)
+
+        for batch in micro_batches:
+            outputs = self.model(batch, self.transfer.taps if self.transfer else ())
+            loss: Tensor = self.model.dense.head.loss(outputs.logits, batch)
+            if self.transfer:
+                loss = loss + self.transfer.loss(outputs, self.transfer.answer(batch), batch)
+            # The tables update inside backward, so a loss that is not finite must not get there.
+            _check_finite(loss, batch, state.step)
+            self.backend.fabric.backward(loss / len(micro_batches))
+            self.clock.losses.append(loss.detach())
+            state.examples += batch.size
+        clip_norm = self.run.train.clip_norm
+        norm = self.backend.clip(self.model.forward, self.optimizer, clip_norm) if clip_norm else None
+        for optimizer in (self.optimizer, *self.other_optimizers):
+            optimizer.step()
+            optimizer.zero_grad()
+        state.step += 1
+        state.batch += len(micro_batches)
+
+        if state.step % self.run.train.log_every == 0:
+            row = self.clock.lap(state.examples) | {"lr": self.run.optimizer.lr * factor}
+            self.record("train", row | ({} if norm is None else {"grad_norm": float(norm)}))
+        return loss.detach()
+
+    def validate(self) -> None:
+        """Metrics of the validation split; keeps the best checkpoint and writes the last."""
+        state, monitor = self.state, self.run.train.monitor
+        state.train_s = self.clock.seconds()
+        with self.clock.paused(), self.progress.task("validate", total=len(self.dataset.split("valid"))) as bar:
+            metrics = evaluate_split(self.model, self.valid, self.backend, self.collector, bar.advance)
+            self.record("valid", metrics)
+            first = self.model.schema.task_names[0]
+            self.progress.print(f"step {state.step:,}: valid {first} {_short(metrics[first])}")
+            if is_better(monitor, metrics[first][monitor], state.best):
+                state.best, state.best_step, state.waited = metrics[first][monitor], state.step, 0
+                state.save_best(self.folder.checkpoints / "best.safetensors")
+            else:
+                state.waited += 1
+                state.stopped = self.run.train.patience is not None and state.waited >= self.run.train.patience
+            state.save(self.folder.checkpoints / "last.safetensors")
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluates the best checkpoint on the test split and completes the run folder."""
+        state = self.state
+        state.load_best(self.folder.checkpoints / "best.safetensors")
+        test = self._loader("test", self.run.train.eval_batch_size)
+        with self.progress, self.progress.task("test", total=len(self.dataset.split("test"))) as bar:
+            final = evaluate_split(self.model, test, self.backend, self.collector, bar.advance)
+        metrics: dict[str, Any] = {
+            "test": final,
+            "train": {
+                "examples_per_s": state.examples / max(state.train_s, 1e-9),
+                "wall_s": state.train_s,
+                "params": self.model.num_parameters,
+                "steps": state.step,
+                "best_step": state.best_step,
+            },
+        }
+        self.folder.write_metrics(metrics)
+        self.folder.draw_curves()
+        if self.tensorboard:
+            self.tensorboard.close()
+        print_run_end(metrics, self.folder.path, self.progress.console)
+        return metrics
+
+    def record(self, split: str, values: dict[str, Any]) -> None:
+        """A row of metrics.jsonl, and of TensorBoard if it is on."""
+        self.folder.append(self.state.step, split, values)
+        if self.tensorboard:
+            self.tensorboard.append(self.state.step, split, values)
+
+    def _loader(self, split: str, batch_size: int) -> Loader:
+        return make_loader(self.run, self.dataset, self.model, self.backend, split, batch_size)
+
+
+class Clock:
+    """Seconds of training without the pauses, and the means between two rows of the log."""
+
+    def __init__(self, before_s: float, examples: int) -> None:
+        self._started_s = time.perf_counter() - before_s
+        self._lap_s, self._lap_examples = time.perf_counter(), examples
+        self.losses: list[Tensor] = []
+
+    def seconds(self) -> float:
+        """Since the start, what was trained before a resume included."""
+        return time.perf_counter() - self._started_s
+
+    def lap(self, examples: int) -> dict[str, float]:
+        """Mean loss and examples/s since the last lap."""
+        now_s = time.perf_counter()
+        rate = (examples - self._lap_examples) / (now_s - self._lap_s)
+        row = {"loss": float(torch.stack(self.losses).mean()), "examples_per_s": rate}
+        self._lap_s, self._lap_examples, self.losses = now_s, examples, []
+        return row
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out what happens inside."""
+        before_s, started_s = time.perf_counter(), self._started_s
+        try:
+            yield
+        finally:
+            pause_s = time.perf_counter() - before_s
+            self._started_s, self._lap_s = started_s + pause_s, self._lap_s + pause_s
 
 
 def schedule(optimizer: OptimizerConfig, step: int, total_steps: int) -> float:

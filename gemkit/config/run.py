@@ -69,7 +69,7 @@ class DataConfig(Config):
 
     name: str = ""
     root: str = option("datasets", "Folder that holds data sets; each lives in a folder of its own inside.")
-    max_history: int = option(100, "Newest events of each history that are read.", ge=1)
+    max_history: int = option(64, "Newest events of each history that are read.", ge=1)
 
     @property
     def folder_name(self) -> str:

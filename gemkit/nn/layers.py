@@ -60,10 +60,11 @@ class SelfAttention(nn.Module):
         Shape: (K, L, D) -> (K, L, D). Rows of an all-invalid sequence are finite and meaningless.
         """
         count, length, dim = x.shape
+        width = dim // self.num_heads  # not -1: without any event there are no sequences, and -1 would be ambiguous
         qk, v = self.qkv(x).split([2 * dim, dim], dim=-1)
-        qk = rotate(qk.reshape(count, length, 2 * self.num_heads, -1))
-        q, k = qk.view(count, length, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        v = v.view(count, length, self.num_heads, -1).transpose(1, 2)
+        qk = rotate(qk.reshape(count, length, 2 * self.num_heads, width))
+        q, k = qk.view(count, length, 2, self.num_heads, width).permute(2, 0, 3, 1, 4)
+        v = v.view(count, length, self.num_heads, width).transpose(1, 2)
         # A sequence without a single valid slot would make softmax divide by zero: let it see itself.
         mask = (valid | ~valid.any(-1, keepdim=True))[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

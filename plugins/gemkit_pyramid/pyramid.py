@@ -25,7 +25,7 @@ class PyramidConfig(Config):
 
     name: str = "pyramid"
     chunk_sizes: tuple[int, ...] = option(
-        (64,), "Slots of a chunk: of events at the bottom, then of summaries at each level up.", ge=2
+        (32,), "Slots of a chunk: of events at the bottom, then of summaries at each level up.", ge=2
     )
     num_summaries: int = option(2, "m, learned summaries of each chunk.", ge=1)
     num_heads: int = option(2, "H, attention heads; size.dim / H must be even.", ge=1)

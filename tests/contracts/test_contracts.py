@@ -1,0 +1,111 @@
+"""Every installed component, in every choice of its options, against every contract of its kind."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemkit.registry import load_registry
+from gemkit.testing import contracts
+from gemkit.testing.contracts import CONTRACTS, Check, variants
+from gemkit.testing.runs import silent, table_config, tiny_run
+
+MORE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("interaction", "wukong"): {
+        "cross_layer_attention": {"cross_layer_attention": True},
+        "residual_bias": {"residual_bias": True},
+        "uneven": {"num_fm_tokens": 1, "rank": 3, "hidden": (8, 5)},
+        "attentive_all": {"projection": "attentive", "cross_layer_attention": True, "fmb_activation": "relu"},
+    },
+    ("sequence", "pyramid"): {
+        "three_levels": {"chunk_sizes": (4, 2)},
+        "odd_chunks": {"chunk_sizes": (7,), "num_summaries": 3, "align": "oldest"},
+        "no_ffn_no_age": {"ffn_ratio": 0, "age_buckets": 0},
+        "parallel": {"chunk_sizes": (16,), "num_parallel": 2, "num_heads": 4},
+    },
+    ("cross", "interformer"): {
+        "shared": {"personalise_from": "user", "pffn": "gdpa"},
+        "shared_n2s": {"personalise_from": "user", "flow": "n2s", "gating": "gate"},
+        "no_recent": {"num_recent": 0, "num_cls": 1, "num_pma": 1},
+        "no_residual": {"pffn_residual": False, "pffn": "mlp"},
+    },
+    ("tokenizer", "plain"): {"all": {"dense": "periodic", "event_fusion": "masknet"}},
+    ("head", "multitask"): {"linear": {"hidden": ()}},
+}
+"""Configs beside the default and the choices, where other values build something else."""
+
+WITHOUT_DEFAULT = {("transfer", "distill")}
+"""Components whose default config cannot be built, for it names no teacher."""
+
+
+def all_checks(slow: bool = False) -> list[Check]:
+    checks = []
+    for spec in load_registry().specs():
+        key = (spec.kind, spec.name)
+        if key not in WITHOUT_DEFAULT:
+            more = {name: spec.config(**values) for name, values in MORE.get(key, {}).items()}
+            checks += contracts(spec.cls, more, slow=slow)
+    return checks
+
+
+@pytest.mark.parametrize("check", all_checks(), ids=str)
+def test_contract(check: Check) -> None:
+    check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", all_checks(slow=True), ids=str)
+def test_slow_contract(check: Check) -> None:
+    check()
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Iterator[Path]:
+    """The run folder of a model trained on the contracts' own data."""
+    from gemkit.train import train
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = tiny_run(folder, "train.max_steps=3", num_users=20, num_examples=800, num_events=3600)
+        train(run, load_registry(), progress=silent())
+        yield next((folder / "runs").iterdir())
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 2.0, "weight": 0.5}], ids=["default", "soft"])
+def test_distill(teacher: Path, changes: dict[str, Any]) -> None:
+    spec = load_registry().get("transfer", "distill")
+    checks = contracts(spec.cls, {"online": spec.config(teacher=str(teacher), **changes)}, only_given=True)
+    assert len(checks) > 5
+    for check in checks:
+        check()
+
+
+def test_table(tmp_path: Path) -> None:
+    spec = load_registry().get("data", "table")
+    config = load_registry().config("data", table_config(tmp_path))
+    checks = contracts(spec.cls, {"synthetic": config}, only_given=True)
+    assert "data-table-synthetic-builds_a_data_set" in map(str, checks)
+    for check in checks:
+        check()
+
+
+def test_the_matrix_is_complete() -> None:
+    registry = load_registry()
+    assert not registry.failures
+    specs = {(s.kind, s.name) for s in registry.specs()}
+    assert specs >= MORE.keys() | WITHOUT_DEFAULT
+    tried = {(c.subject.spec.kind, c.subject.spec.name) for c in all_checks()}
+    assert tried | WITHOUT_DEFAULT == specs
+    assert len(tried) >= 10
+    names = [c.name for c in CONTRACTS]
+    assert len(names) == len(set(names))
+
+
+def test_every_choice_is_a_variant() -> None:
+    config = load_registry().get("cross", "interformer").config
+    labels = ["default", "flow=sole", "flow=sep", "flow=n2s", "flow=s2n", "gating=gate", "pffn=mlp", "pffn=gdpa"]
+    assert list(variants(config)) == [*labels, "personalise_from=user"]
