@@ -40,7 +40,7 @@ lint: $(STAMP)
 
 setup: $(STAMP)
 
-# The order matters: torch by exact version before anything that depends on it, and torchrec without its
+# The order matters: torch by exact version before anything that depends on it; torchrec last and without its
 # dependencies, because the fbgemm-gpu that it names is the CUDA build, which would overwrite the CPU one.
 $(STAMP): pyproject.toml examples/third_party_plugin/pyproject.toml $(wildcard constraints/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
@@ -48,11 +48,11 @@ $(STAMP): pyproject.toml examples/third_party_plugin/pyproject.toml $(wildcard c
 	@test -x $(BIN)/python || { echo "setup: .venv"; $(PYTHON) -m venv .venv; }
 	@echo "setup: torch ($(DEVICE))"
 	@$(PIP) $(PINS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	@echo "setup: torchrec and fbgemm"
-	@$(PIP) $(PINS) --no-deps torchrec $(FBGEMM)
 	@echo "setup: gemkit and its other dependencies"
 	@$(PIP) $(PINS) tensordict torchmetrics pyre-extensions tqdm hatchling editables
 	@$(PIP) $(PINS) $(if $(filter Linux,$(shell uname -s)),triton) -e ".[dev,tensorboard]"
+	@echo "setup: torchrec and fbgemm"
+	@$(PIP) $(PINS) --no-deps torchrec $(FBGEMM)
 	@$(PIP) --no-deps --no-build-isolation -e examples/third_party_plugin
 	@touch $@
 

@@ -93,6 +93,11 @@ def compiles_without_a_break(subject: Subject) -> None:
     _compiles(subject, "aot_eager")
 
 
+def compiles_in_every_config(subject: Subject) -> None:
+    """The same for every config."""
+    _compiles(subject, "aot_eager")
+
+
 def compiles_with_inductor(subject: Subject) -> None:
     """The same with the real compiler."""
     _compiles(subject, "inductor")
@@ -145,6 +150,7 @@ CONTRACTS = (
     Contract(order_of_examples_is_kept, KINDS),
     Contract(each_example_alone_is_the_same, KINDS),
     Contract(no_example_touches_another, ON_TENSORS),
-    Contract(compiles_without_a_break, KINDS),
-    Contract(compiles_with_inductor, KINDS, slow=True),
+    Contract(compiles_without_a_break, KINDS, once=True),
+    Contract(compiles_in_every_config, KINDS, slow=True),
+    Contract(compiles_with_inductor, KINDS, once=True, slow=True),
 )

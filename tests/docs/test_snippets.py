@@ -1,150 +1,94 @@
-"""Every snippet of a page is run, or checked as far as it can be without a network or a long training.
-
-A page is one script, read from top to bottom in an empty folder: blocks that name a file become that file,
-Python and the commands of bash blocks run. A command that would download something, or train for long, is
-parsed and composed instead. What a test does not know how to check fails.
-"""
+"""Every snippet of every page is run, or checked as far as that goes without a network or a long training."""
 
 from __future__ import annotations
 
-import importlib
-import json
-import os
-import re
-import shlex
-import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tomllib
-import yaml
+from pages import PAGES, ROOT, Block, blocks, name_of
+from script import Script
 
-from gemkit.cli.main import main, parse
-from gemkit.config.compose import GROUPS, compose, compose_section
 from gemkit.registry import load_registry
-from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 
-MAKE_TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-NOT_RUN = ("source", "pip")
-"""Commands about the reader's environment; `pip install ./folder` of a page's own package is run all the same."""
+AT_LEAST = {
+    "README.md": {"file": 2, "trained": 5, "error": 1, "pip install": 1, "make": 2, "gemkit config": 1},
+    "CONTRIBUTING.md": {"make": 4, "tests": 1},
+    "docs/configuration.md": {"file": 2, "choice": 2, "gemkit config": 6, "error": 2},
+    "docs/install.md": {"make": 3, "trained": 1, "gemkit doctor": 1},
+    "docs/metrics.md": {"json": 1},
+    "docs/reproduce.md": {"program": 2, "trained": 3, "gemkit train": 4, "gemkit predict": 1, "gemkit data": 1},
+    "docs/write-a-plugin.md": {"file": 5, "choice": 1, "pip install": 1, "pytest": 1, "trained": 2},
+    "docs/your-own-data.md": {"file": 6, "choice": 2, "gemkit data": 4, "gemkit train": 4, "error": 2, "python": 1},
+}
+"""Page -> what must have been found there, so that a page whose snippets are not seen is no page without faults."""
 
 
-class Script:
-    """Runs a page's blocks in `folder`.
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder; plugins that a page installs are forgotten afterwards."""
+    here = tmp_path / "page"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    modules = set(sys.modules)
+    yield here
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(here)):
+            del sys.modules[name]
+    load_registry.cache_clear()
 
-    Attributes:
-        done: How many blocks or commands were handled in which way.
-    """
 
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder = folder
-        self.capsys = capsys
-        self.done: Counter[str] = Counter()
-        self.site = folder / ".site"
-        self._namespace: dict[str, Any] = {}
-        self._printed = ""
+@pytest.fixture
+def script(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Script:
+    return Script(folder, tmp_path / "data", capsys)
 
-    def run(self, block: Block) -> None:
-        """Handles one block."""
-        if block.title and block.title != "error":
-            self._write(block)
-        elif block.language == "bash":
-            for line in block.text.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words:
-                    self._command(words)
-        elif block.language == "python":
-            exec(compile(block.text, "snippet", "exec"), self._namespace)
-            self.done["python"] += 1
-        elif block.language == "json":
-            json.loads(block.text)
-            self.done["json"] += 1
-        elif block.language == "text":
-            if block.title == "error":
-                assert self._printed == block.text
-                self.done["error"] += 1
-        else:
-            raise AssertionError(f"nobody checks a block of {block.language!r} {block.title!r}")
 
-    def _write(self, block: Block) -> None:
-        path = self.folder / block.title
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(block.text, encoding="utf-8")
-        if block.language == "yaml":
-            values = yaml.safe_load(block.text)
-            assert isinstance(values, dict)
-            if path.parent.name in GROUPS and "configs" in path.parent.parent.name:
-                compose([f"{path.parent.name}={path.stem}", *_without_events(values)], *self._search(path))
-        elif block.language == "toml":
-            tomllib.loads(block.text)
-        elif block.language == "python":
-            compile(block.text, block.title, "exec")
-        else:
-            assert block.language == "csv", block
-        self.done["file"] += 1
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=name_of)
+def test_a_page_is_a_script(page: Path, script: Script) -> None:
+    for block in blocks(page):
+        try:
+            script.run(block)
+        except (Exception, SystemExit) as error:
+            raise AssertionError(f"{name_of(page)}, line {block.line}: {error}") from error
+    script.finish()
+    for what, count in AT_LEAST.get(name_of(page), {}).items():
+        assert script.done[what] >= count, f"{what}: {script.done}"
 
-    def _search(self, path: Path) -> tuple[Any, list[Path]]:
-        # A plugin's own YAML files name components that are not installed yet: gemkit finds them after `pip install`.
-        return load_registry(), [path.parent.parent]
 
-    def _command(self, words: list[str]) -> None:
-        program, *rest = words
-        if program == "gemkit":
-            self._gemkit(rest)
-        elif program == "make":
-            targets = [w for w in rest if "=" not in w]
-            assert targets and MAKE_TARGETS.issuperset(targets), words
-            for word in rest:
-                if word.startswith("ARGS="):
-                    self._gemkit(["train", *shlex.split(word.removeprefix("ARGS="))])
-            self.done["make"] += 1
-        elif program in ("python", ".venv/bin/python") and rest[0].endswith(".py"):
-            self._script(ROOT / rest[0], rest[1:])
-        elif program == "pytest" or rest[:2] == ["-m", "pytest"]:
-            self._pytest(rest[-1])
-        elif program == "pip" and rest[0] == "install" and (self.folder / rest[-1]).is_dir() and len(rest) == 2:
-            self._install(self.folder / rest[-1])
-        else:
-            assert program in NOT_RUN, f"nobody checks the command {shlex.join(words)}"
-            self.done["not run"] += 1
+def test_every_page_that_is_counted_on_is_there() -> None:
+    assert [name for name in AT_LEAST if not (ROOT / name).is_file()] == []
+    assert len(PAGES) >= 12
 
-    def _gemkit(self, argv: list[str]) -> None:
-        self.capsys.readouterr()
-        if not _is_long(argv):
-            code = main(argv)
-            self._printed = self.capsys.readouterr().err
-            self._printed = self._printed[max(0, self._printed.find("error:")) :]
-            assert code in (0, 2) and (code == 2) == self._printed.startswith("error:"), self._printed
-            self._code = code
-        self.done[f"gemkit {argv[0]}"] += 1
 
-    def _script(self, path: Path, arguments: list[str]) -> None:
-        """Our own programs: the file is there, and takes these arguments, as far as its help says."""
-        shown = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, check=True).stdout
-        assert [a for a in arguments if a not in shown] == []
-        self.done["script"] += 1
+def test_a_plugin_takes_20_lines() -> None:
+    source = next(b.text for b in blocks(ROOT / "README.md") if b.title.endswith(".py"))
+    lines = [line for line in source.splitlines() if line.strip()]
+    assert len([line for line in lines if not line.startswith(("import ", "from "))]) <= 20
 
-    def _pytest(self, tests: str) -> None:
-        if (ROOT / tests).exists():
-            self.done["not run"] += 1
-            return
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", tests]
-        done = subprocess.run(command, cwd=self.folder, env=os.environ | {"PYTHONPATH": str(self.site)}, text=True,
-                              capture_output=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 10
-        self.done["pytest"] += 1
 
-    def _install(self, package: Path) -> None:
-        """Installs a page's plugin into a folder of its own, and lets this process find it."""
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-        command += ["--disable-pip-version-check", "--target", str(self.site), str(package)]
-        subprocess.run(command, check=True)
-        sys.path.insert(0, str(self.site))
-        importlib.invalidate_caches()
-        load_registry.cache_clear()
-        self.done["pip install"] += 1
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Block("bash", "", "gemkit config interaction.rnak=1\n", 1)],
+        [Block("bash", "", "gemkit train interaction=wukogn\n", 1), Block("text", "error", "error: other\n", 1)],
+        [Block("bash", "", "gemkit trian\n", 1)],
+        [Block("bash", "", "gemkit data fetch movielens1m data.splt=time\n", 1)],
+        [Block("bash", "", "gemkit evaluate runs/x --best\n", 1)],
+        [Block("bash", "", "make triain\n", 1)],
+        [Block("bash", "", "rm -rf x\n", 1)],
+        [Block("bash", "", "python benchmarks/movielens.py no_such_suite\n", 1)],
+        [Block("python", "", "1 / 0\n", 1)],
+        [Block("json", "", "{\n", 1)],
+        [Block("yaml", "my/cross/x.yaml", "name: interformr\n", 1)],
+        [Block("yaml", "my/cross/x.yaml", "name: {\n", 1)],
+        [Block("ruby", "", "puts 1\n", 1)],
+    ],
+    ids=lambda faults: faults[0].text.strip(),
+)
+def test_a_faulty_snippet_is_seen(faults: list[Block], script: Script) -> None:
+    with pytest.raises(Exception):  # noqa: B017 - whatever it is, it must not pass
+        for block in faults:
+            script.run(block)
+        script.finish()

@@ -1,0 +1,184 @@
+"""A page as a script: blocks that name a file become that file, Python and the commands of bash blocks run.
+
+A training on data that would have to be downloaded runs for two steps on synthetic data instead. What nobody
+knows how to check is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pages import ROOT, Block
+
+from gemkit.cli.main import main, parse
+from gemkit.config.compose import GROUPS, compose, compose_section
+from gemkit.config.run import RunConfig
+from gemkit.errors import GemkitError
+from gemkit.registry import load_registry
+from gemkit.testing.runs import silent, table_config
+from gemkit.train import train
+
+TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+STEPS = 2
+
+
+class Script:
+    """Runs the blocks of one page.
+
+    Args:
+        folder: The working folder, in which the caller already is.
+        data: A folder for synthetic data.
+
+    Attributes:
+        done: How many blocks and commands were handled in which way.
+    """
+
+    def __init__(self, folder: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.data, self.capsys = folder, data, capsys
+        self.site = folder / ".site"
+        self.done: Counter[str] = Counter()
+        self._namespace: dict[str, Any] = {"__name__": "snippet"}
+        self._error = ""
+        """What the last command complained about, until a block has shown it."""
+        self._choices: list[Path] = []
+
+    def run(self, block: Block) -> None:
+        """Handles one block."""
+        if block.title == "error":
+            assert self._error.rstrip() == block.text.rstrip()
+            self._error = ""
+            self.done["error"] += 1
+            return
+        assert not self._error, f"the page does not say that this is an error: {self._error}"
+        if block.title:
+            self._write(block)
+        elif block.language == "bash":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    self._command(words)
+        elif block.language == "python":
+            exec(compile(block.text, "snippet", "exec"), self._namespace)
+            self.done["python"] += 1
+        elif block.language == "json":
+            json.loads(block.text)
+            self.done["json"] += 1
+        else:
+            assert block.language == "text", f"nobody checks a block of {block.language!r}"
+
+    def finish(self) -> None:
+        """Checks what could not be checked before the end."""
+        assert not self._error, f"the page does not say that this is an error: {self._error}"
+        for path in self._choices:
+            compose([f"{path.parent.name}={path.stem}"], load_registry(), [path.parent.parent])
+            self.done["choice"] += 1
+
+    def _write(self, block: Block) -> None:
+        path = self.folder / block.title
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text, encoding="utf-8")
+        if block.language == "yaml":
+            assert isinstance(yaml.safe_load(block.text), dict)
+            assert path.parent.name in GROUPS, f"{block.title} is no choice of a group"
+            self._choices.append(path)
+        elif block.language == "toml":
+            tomllib.loads(block.text)
+        elif block.language == "python":
+            compile(block.text, block.title, "exec")
+        else:
+            assert block.language == "csv", f"nobody checks the file {block.title}"
+        self.done["file"] += 1
+
+    def _command(self, words: list[str]) -> None:
+        program, *rest = words
+        local = self.folder / rest[-1]
+        if program == "gemkit":
+            self._gemkit(rest)
+        elif program == "make":
+            targets = [word for word in rest if "=" not in word]
+            assert targets and TARGETS.issuperset(targets), f"the Makefile does not have all of {targets}"
+            for word in rest:
+                if word.startswith("ARGS="):
+                    self._gemkit(["train", *shlex.split(word.removeprefix("ARGS="))])
+            self.done["make"] += 1
+        elif program == "python" and rest[0].endswith(".py"):
+            help_text = subprocess.run([sys.executable, str(ROOT / rest[0]), "--help"], capture_output=True, text=True)
+            assert help_text.returncode == 0 and all(word in help_text.stdout for word in rest[1:]), words
+            self.done["program"] += 1
+        elif program == "pip" and rest[0] == "install" and local.is_dir() and local != self.folder:
+            self._install(local)
+        elif program == "pytest" and local.exists():
+            self._pytest(local)
+        elif "pytest" in words:
+            assert (ROOT / rest[-1]).exists(), rest[-1]
+            self.done["tests"] += 1
+        else:
+            # They are about the reader's machine.
+            assert program in ("source", "pip"), f"nobody checks the command {shlex.join(words)}"
+            self.done["not run"] += 1
+
+    def _gemkit(self, argv: list[str]) -> None:
+        self.done[f"gemkit {argv[0]}"] += 1
+        try:
+            args = parse(argv)
+            if argv[0] == "train" and args.resume is None:
+                run = compose(args.overrides, load_registry(), args.config_dir)
+                if run.data.name != "table":
+                    self._train(run)
+                    return
+            elif argv[0] == "data":
+                config = compose_section(
+                    "data", [f"data={args.name}", *args.overrides], load_registry(), args.config_dir
+                )
+                if config.name != "table":
+                    return
+            elif argv[0] not in ("train", "config", "components") or argv[0] == "train":
+                return  # of a run folder that the reader has, or, for the doctor, slow and tested elsewhere
+        except GemkitError:
+            pass  # the command says it better
+        self.capsys.readouterr()
+        code = main(argv)
+        shown = self.capsys.readouterr().err
+        self._error = shown[shown.find("error:") :] if code else ""
+        assert code in (0, 2), shown
+
+    def _train(self, run: RunConfig) -> None:
+        """Two steps of the run on synthetic data."""
+        values = table_config(self.data, num_examples=300, num_events=900)
+        short = dataclasses.replace(run.train, max_steps=STEPS, batch_size=64, eval_batch_size=64)
+        data = load_registry().config("data", values)
+        run = dataclasses.replace(run, data=data, train=short, runs=str(self.folder / "runs"))
+        assert train(run, load_registry(), progress=silent())["train"]["steps"] == STEPS
+        self.done["trained"] += 1
+
+    def _pytest(self, tests: Path) -> None:
+        # Without the slowest contract: what is tested here is the page.
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "not compiles", "-p", "no:cacheprovider", tests]
+        environment = os.environ | {"PYTHONPATH": str(self.site)}
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 10
+        self.done["pytest"] += 1
+
+    def _install(self, package: Path) -> None:
+        """Installs a page's plugin into a folder of its own, and lets this process find it."""
+        options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+        command: Sequence[str] = [sys.executable, "-m", "pip", "install", *options, "--target", self.site, package]
+        subprocess.run(command, check=True)
+        sys.path.insert(0, str(self.site))
+        importlib.invalidate_caches()
+        load_registry.cache_clear()
+        self.done["pip install"] += 1
