@@ -1,15 +1,16 @@
 """The hooks of a plugin. A plugin is an installed package with an entry point in the group ``gemkit``.
 
-[project.entry-points.gemkit]
-my_plugin = "my_plugin"
+In its pyproject.toml:
 
-# my_plugin/__init__.py
-from gemkit.hookspecs import hookimpl
+    [project.entry-points.gemkit]
+    my_plugin = "my_plugin"
 
-@hookimpl
-def gemkit_components():
-from my_plugin.blocks import MyInteraction
-return [MyInteraction]
+and in my_plugin/__init__.py:
+
+    @gemkit.hookspecs.hookimpl
+    def gemkit_components():
+        from my_plugin.blocks import MyInteraction
+        return [MyInteraction]
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ class Model:
 
 def open_dataset(run: RunConfig, registry: Registry, progress: Progress) -> Dataset:
     """The run's data set, fetched and built if that has not been done."""
-    with progress.callback() as report:
-        return prepare(registry.get("data", run.data.name), run.data, report, progress.print)
+    with progress.callback("bytes") as fetching, progress.callback("steps") as building:
+        return prepare(registry.get("data", run.data.name), run.data, fetching, building, progress.print)
 
 
 def build_model(run: RunConfig, schema: Schema, registry: Registry, backend: ParallelBackend) -> Model:

@@ -144,7 +144,8 @@ class Training:
             loss: Tensor = self.model.dense.head.loss(outputs.logits, batch)
             if self.transfer:
                 loss = loss + self.transfer.loss(outputs, self.transfer.answer(batch), batch)
-            # The tables update inside backward, so a loss that is not finite must not get there.
+            # The tables update inside backward, so a loss that is not finite must not get there; on a GPU this
+            # waits for the device once a micro-batch.
             _check_finite(loss, batch, state.step)
             self.backend.fabric.backward(loss / len(micro_batches))
             self.clock.losses.append(loss.detach())
@@ -171,7 +172,8 @@ class Training:
             self.record("valid", metrics)
             first = self.model.schema.task_names[0]
             self.progress.print(f"step {state.step:,}: valid {first} {_short(metrics[first])}")
-            if is_better(monitor, metrics[first][monitor], state.best):
+            # The first is kept whatever it is: where the metric is undefined there is nothing better to go by.
+            if state.best_step == 0 or is_better(monitor, metrics[first][monitor], state.best):
                 state.best, state.best_step, state.waited = metrics[first][monitor], state.step, 0
                 state.save_best(self.folder.checkpoints / "best.safetensors")
             else:

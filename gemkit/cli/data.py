@@ -49,7 +49,7 @@ def build(args: argparse.Namespace) -> int:
         if args.again or not is_current(config):
             with progress.callback() as report:
                 fetch_files(spec, config, report, progress.print)
-        with progress.callback("rows") as report:
+        with progress.callback("steps") as report:
             folder = build_dataset(spec, config, report, again=args.again)
     print(f"data set in {folder}")
     return 0

@@ -5,6 +5,7 @@ Whatever is learned from data here (vocabularies, means) is learned from the tra
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,17 +33,16 @@ def build(source: Source, folder: Path, progress: Progress, options: dict[str, A
     """Writes the dataset folder; it appears complete, or not at all.
 
     Args:
-        progress: Called as (step, steps done, steps in all).
+        progress: Called as (name, steps done, steps in all).
         options: What the source was made with; `manifest.json` keeps it, to tell whether a folder is up to date.
 
     Raises:
         GemkitError: The declaration contradicts itself, or a column has values that its meaning does not allow.
     """
-    steps = iter(enumerate(("split", "histories", "vocabularies", "columns", "write", "done")))
+    steps = itertools.count()
 
     def step() -> None:
-        done, name = next(steps)
-        progress(f"build {source.name}: {name}", done, 5)
+        progress(f"build {source.name}", next(steps), 5)
 
     check_declaration(source)
     examples = Columns(source.examples, source.examples_title)

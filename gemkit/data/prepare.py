@@ -43,16 +43,18 @@ def is_current(config: DataConfig) -> bool:
     )
 
 
-def prepare(spec: ComponentSpec, config: DataConfig, ui: Progress, say: Say | None = None) -> Dataset:
+def prepare(
+    spec: ComponentSpec, config: DataConfig, fetching: Progress, building: Progress, say: Say | None = None
+) -> Dataset:
     """Opens the data set of a recipe, and fetches and builds it first where that is needed.
 
     Args:
-        ui: Progress: (name, done, in all; 0 if unknown).
+        fetching, building: Progress in bytes and in steps: (name, done, in all; 0 if unknown).
         say: Prints a line for the user, such as the terms of use; default: on stderr.
     """
     if not is_current(config):
-        fetch_files(spec, config, ui, say)
-        build_dataset(spec, config, ui)
+        fetch_files(spec, config, fetching, say)
+        build_dataset(spec, config, building)
     return Dataset.open(dataset_folder(config))
 
 

@@ -250,9 +250,9 @@ def builds_a_data_set(subject: Subject) -> None:
     """Fetches, builds, opens; a second time does nothing; every split has labels of every task."""
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(subject.config, root=folder)
-        dataset = data_prepare.prepare(subject.spec, config, lambda *_: None, lambda _: None)
+        dataset = data_prepare.prepare(subject.spec, config, lambda *_: None, lambda *_: None, lambda _: None)
         assert data_prepare.is_current(config), "the data set that was just built counts as outdated"
-        again: Dataset = data_prepare.prepare(subject.spec, config, lambda *_: None, lambda _: None)
+        again: Dataset = data_prepare.prepare(subject.spec, config, lambda *_: None, lambda *_: None, lambda _: None)
         assert again.fingerprint == dataset.fingerprint
         assert dataset.schema.tasks, "there is no task"
         for split in SPLITS:

@@ -49,11 +49,11 @@ class GatedDotProductAttention(nn.Module):
                 where="cross.gdpa_heads",
                 allowed=", ".join(str(h) for h in range(1, dim + 1) if dim % h == 0),
             )
-        self.num_heads = num_heads
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
 
     def heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+        return x.view(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
 
     def forward(self, summary: Tensor, values: Tensor, events: Events) -> Tensor:
         plan = events.layout.chunks

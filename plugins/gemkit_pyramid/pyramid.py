@@ -113,14 +113,20 @@ class TopLevel(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.attention = SelfAttention(dim, config.num_heads)
+        self.cls_first = config.align == "oldest"
 
     def forward(self, summaries: Tensor, cls: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
-        length = plan.gather.shape[1]
         present = plan.valid.new_ones(cls.shape[:2])
-        # CLS tokens come after the summaries, where positions are the same in every history.
-        tokens = torch.cat([to_chunks(summaries, plan), cls], dim=1)
-        mixed = tokens + self.attention(self.norm(tokens), torch.cat([plan.valid, present], dim=1))
-        return from_chunks(mixed[:, :length], plan), mixed[:, length:]
+        # CLS tokens stand at the end that is not padded: their distance to the summaries, which is what rotary
+        # positions see, then does not depend on the longest history of the batch.
+        parts, valid = [to_chunks(summaries, plan), cls], [plan.valid, present]
+        if self.cls_first:
+            parts, valid = parts[::-1], valid[::-1]
+        tokens = torch.cat(parts, dim=1)
+        mixed = tokens + self.attention(self.norm(tokens), torch.cat(valid, dim=1))
+        first, second = mixed.split([part.shape[1] for part in parts], dim=1)
+        rows, cls = (second, first) if self.cls_first else (first, second)
+        return from_chunks(rows, plan), cls
 
 
 @component("sequence", PyramidConfig)

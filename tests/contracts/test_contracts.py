@@ -28,8 +28,8 @@ MORE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "parallel": {"chunk_sizes": (16,), "num_parallel": 2, "num_heads": 4},
     },
     ("cross", "interformer"): {
-        "shared": {"personalise_from": "user", "pffn": "gdpa"},
-        "shared_n2s": {"personalise_from": "user", "flow": "n2s", "gating": "gate"},
+        "gdpa_all": {"personalise_from": "all", "pffn": "gdpa"},
+        "n2s_all": {"personalise_from": "all", "flow": "n2s", "gating": "gate"},
         "no_recent": {"num_recent": 0, "num_cls": 1, "num_pma": 1},
         "no_residual": {"pffn_residual": False, "pffn": "mlp"},
     },
@@ -108,4 +108,4 @@ def test_the_matrix_is_complete() -> None:
 def test_every_choice_is_a_variant() -> None:
     config = load_registry().get("cross", "interformer").config
     labels = ["default", "flow=sole", "flow=sep", "flow=n2s", "flow=s2n", "gating=gate", "pffn=mlp", "pffn=gdpa"]
-    assert list(variants(config)) == [*labels, "personalise_from=user"]
+    assert list(variants(config)) == [*labels, "personalise_from=all"]

@@ -85,7 +85,7 @@ def silent(*args) -> None:
 
 def prepared(root: Path, archive: Path | None = None, split: str = "time") -> Dataset:
     config = MovieLens1MConfig(root=str(root), archive=str(archive) if archive else None, split=split)
-    return prepare(spec_of(MovieLens1M), config, silent, say=silent)
+    return prepare(spec_of(MovieLens1M), config, silent, silent, say=silent)
 
 
 @pytest.mark.parametrize("split", ["time", "autoint"])
@@ -129,7 +129,7 @@ def test_the_terms_are_said_once(archives, tmp_path):
     said: list[str] = []
     for split in ("time", "autoint", "time"):
         config = MovieLens1MConfig(root=str(tmp_path / "root"), archive=str(archives["zip"]), split=split)
-        prepare(spec_of(MovieLens1M), config, silent, say=said.append)
+        prepare(spec_of(MovieLens1M), config, silent, silent, say=said.append)
     assert len(said) == 1 and "redistributed" in said[0]
 
 

@@ -51,7 +51,7 @@ def config(where, **changes) -> TableConfig:
 
 
 def opened(c: TableConfig):
-    return prepare(spec_of(TableRecipe), c, lambda *_: None)
+    return prepare(spec_of(TableRecipe), c, lambda *_: None, lambda *_: None)
 
 
 @pytest.fixture

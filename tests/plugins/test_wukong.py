@@ -1,0 +1,142 @@
+"""Wukong against its equations in plain double-precision loops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gemkit.errors import GemkitError
+from gemkit.nn.init import init_parameters
+from gemkit.registry import load_registry
+from gemkit.testing import bench
+from gemkit.testing.contracts_any import nudge
+
+N, N_OUT, D = 5, 6, bench.DIM
+
+
+def layer(layer_index: int = 0, **options: Any) -> nn.Module:
+    spec = load_registry().get("interaction", "wukong")
+    module = spec.cls(spec.config(**options), bench.context(layer_index, num_tokens_in=N, num_tokens_out=N_OUT))
+    init_parameters(module, 1)
+    nudge(module)
+    return module.double().eval()
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().numpy()
+
+
+def linear(module: nn.Linear, x: np.ndarray) -> np.ndarray:
+    return np.array([sum(w * v for w, v in zip(row, x, strict=True)) for row in array(module.weight)]) + array(module.bias)
+
+
+def layer_norm(module: nn.LayerNorm, x: np.ndarray) -> np.ndarray:
+    normed = (x - x.mean()) / math.sqrt(x.var() + module.eps)
+    return normed * array(module.weight) + array(module.bias)
+
+
+def perceptron(module: nn.Sequential, x: np.ndarray) -> np.ndarray:
+    for part in module:
+        x = linear(part, x) if isinstance(part, nn.Linear) else np.maximum(x, 0.0)
+    return x
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.array([math.exp(s - max(scores)) for s in scores])
+    return weights / weights.sum()
+
+
+def compress(weight: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """W X over the token axis, one number at a time."""
+    out = np.zeros((len(weight), x.shape[1]))
+    for i, d in np.ndindex(*out.shape):
+        out[i, d] = sum(weight[i, n] * x[n, d] for n in range(len(x)))
+    return out
+
+
+def fm_block(module: Any, x: np.ndarray, activation: str) -> np.ndarray:
+    if module.attentive:
+        y = np.array([softmax(perceptron(module.attend, row)) for row in compress(array(module.compress.weight), x)])
+    else:
+        y = array(module.projection.weight)
+    rank = len(y)
+    gram = np.array([[sum(a * b for a, b in zip(u, v, strict=True)) for v in x] for u in x])  # X X^T
+    products = np.zeros((len(x), rank))
+    for n, k in np.ndindex(len(x), rank):
+        products[n, k] = sum(gram[n, m] * y[k, m] for m in range(len(x)))
+    tokens = perceptron(module.mlp, layer_norm(module.norm, products.reshape(-1)))
+    tokens = np.maximum(tokens, 0.0) if activation == "relu" else tokens
+    return tokens.reshape(-1, x.shape[1])
+
+
+def reference(module: Any, x: np.ndarray, earlier: list[np.ndarray], activation: str = "none") -> np.ndarray:
+    """`LN(concat(FMB(X), LCB(X)) + X)`, then cross-layer attention."""
+    tokens = np.concatenate([fm_block(module.fm, x, activation), compress(array(module.linear.weight), x)])
+    skip = x
+    if not isinstance(module.residual, nn.Identity):
+        skip = compress(array(module.residual.weight), x)
+        if module.residual.bias is not None:
+            skip = skip + array(module.residual.bias)
+    out = np.array([layer_norm(module.norm, row) for row in tokens + skip])
+    if module.attention is None:
+        return out
+    memory, attend = np.concatenate(earlier), module.attention
+    mixed = []
+    for row in out:
+        query = linear(attend.query, row)
+        scores = np.array([query @ linear(attend.key, m) / math.sqrt(len(row)) for m in memory])
+        value = sum(w * linear(attend.value, m) for w, m in zip(softmax(scores), memory, strict=True))
+        mixed.append(layer_norm(attend.norm, row + value))
+    return np.array(mixed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"projection": "attentive", "rank": 3},
+        {"fmb_activation": "relu", "hidden": (8, 5)},
+        {"residual_bias": True, "num_fm_tokens": 1},
+        {"cross_layer_attention": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layer_index", [0, 1])
+def test_layer_equals_its_equations(options: dict[str, Any], layer_index: int) -> None:
+    module = layer(layer_index, **({"hidden": (7,), "rank": 4} | options))
+    x = bench.noise("wukong", 3, N, D).double()
+    earlier = [bench.noise("wukong/earlier", 3, 4, D).double()] * layer_index
+    out = array(module(x, earlier))
+    for b in range(len(x)):
+        expected = reference(
+            module, array(x[b]), [array(e[b]) for e in earlier], options.get("fmb_activation", "none")
+        )
+        np.testing.assert_allclose(out[b], expected, rtol=1e-9, atol=1e-10)
+
+
+def test_as_many_tokens_in_as_out_need_no_compression_of_the_residual() -> None:
+    spec = load_registry().get("interaction", "wukong")
+    module = spec.cls(spec.config(), bench.context(num_tokens_in=N_OUT))
+    assert isinstance(module.residual, nn.Identity)
+
+
+def test_one_more_layer_doubles_the_order_of_interaction() -> None:
+    """Scaling x by s scales products x_i . x_j by s^2: the FM part is a quadratic form before its norm."""
+    fm: Any = layer().fm  # type: ignore[union-attr]
+    seen: list[Tensor] = []
+    fm.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x = bench.noise("wukong", 3, N, D).double()
+    fm(x)
+    fm(3 * x)
+    torch.testing.assert_close(seen[1], 9 * seen[0])
+
+
+def test_too_many_fm_tokens_are_refused() -> None:
+    with pytest.raises(GemkitError, match="num_fm_tokens = 6") as caught:
+        layer(num_fm_tokens=6)
+    assert caught.value.where == "interaction.num_fm_tokens" and "1 to 5" in str(caught.value)
