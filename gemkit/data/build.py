@@ -83,15 +83,16 @@ def build(source: Source, folder: Path, progress: Progress, options: dict[str, A
         **({storage.HISTORY_START: log.start, storage.HISTORY_END: log.end} if log else {}),
         **_labels(source, examples, train),
         **dense_columns,
-        **{name: _fixed_width(values) for name, values in vectors.items()},
+        **vectors,
         **categorical,
     }
     step()
     with storage.replacing(folder) as fresh:
-        storage.write_table(_table(columns), fresh / storage.EXAMPLES)
+        storage.write_table(storage.table_of(columns), fresh / storage.EXAMPLES)
         if log:
             events = {storage.USER: log.user, storage.TIMESTAMP: log.timestamp, storage.STREAM: log.stream}
-            storage.write_table(_table(events | event_fields), fresh / storage.EVENTS)
+            storage.write_table(storage.table_of(events | event_fields), fresh / storage.EVENTS)
+            storage.write_table(pa.table({"value": log.users}), fresh / storage.USERS)
         for name, vocabulary in vocabularies.items():
             storage.write_table(vocabulary, fresh / storage.VOCABULARIES / f"{name}.arrow")
         storage.write_json(to_mapping(schema), fresh / storage.SCHEMA)
@@ -105,6 +106,7 @@ def build(source: Source, folder: Path, progress: Progress, options: dict[str, A
             "files": {p.relative_to(fresh).as_posix(): sha256_of(p) for p in files},
             "source_files": source.files,
             "options": options or {},
+            "columns": {name: getattr(source, name) for name in ("user", "timestamp", "surface", "example_id")},
         }
         storage.write_json(manifest, fresh / storage.MANIFEST)
     step()
@@ -230,11 +232,3 @@ def _example_ids(source: Source, examples: Columns) -> np.ndarray:
         twice = values[counts > 1]
         raise examples.error(source.example_id, f"example id {twice[0]} appears twice", np.isin(ids, twice))
     return ids
-
-
-def _fixed_width(values: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-
-
-def _table(columns: dict[str, Any]) -> pa.Table:
-    return pa.table({name: pa.array(v) if isinstance(v, np.ndarray) else v for name, v in columns.items()})

@@ -20,6 +20,7 @@ class EventLog:
     Attributes:
         user, timestamp, stream: (events,) user row, seconds, index into `streams`.
         start, end: (examples,) the events of the example's user that are strictly older than the example.
+        users: Text of each user row.
         history: (examples,) one number for each distinct (user, timestamp): such examples see the same events at
             the same ages. Numbered by user, then time.
     """
@@ -34,7 +35,7 @@ class EventLog:
     end: np.ndarray
     history: np.ndarray
     example_user: np.ndarray
-    num_users: int
+    users: pa.Array
 
     def codes(self, name: str) -> Codes:
         """A categorical column of the log, in the log's order."""
@@ -43,7 +44,7 @@ class EventLog:
 
     def seen_by(self, chosen: np.ndarray) -> np.ndarray:
         """Which events are in the history of at least one of the `chosen` examples. Shape: (examples,) -> (events,)."""
-        last = np.zeros(self.num_users, np.int64)
+        last = np.zeros(len(self.users), np.int64)
         np.maximum.at(last, self.example_user[chosen], self.end[chosen])
         seen: np.ndarray = np.arange(len(self.user)) < last[self.user]
         return seen
@@ -54,7 +55,7 @@ def sort_events(source: Source, examples: Columns, timestamp: np.ndarray) -> Eve
     if source.events is None or source.user is None or source.timestamp is None:
         return None
     events = Columns(source.events, source.events_title)
-    (event_user, example_user), num_users = _shared_codes(
+    (event_user, example_user), users = _shared_codes(
         events.codes(source.user, required=True), examples.codes(source.user, required=True)
     )
     event_time = events.seconds(source.timestamp)
@@ -67,8 +68,8 @@ def sort_events(source: Source, examples: Columns, timestamp: np.ndarray) -> Eve
 
     order = np.lexsort((event_time, event_user))
     user, time = event_user[order], event_time[order]
-    offsets = offsets_of(np.bincount(user, minlength=num_users))
-    event_key, example_key = _combined_keys(user, time, example_user, timestamp)
+    offsets = offsets_of(np.bincount(user, minlength=len(users)))
+    event_key, example_key = combined_keys(user, time, example_user, timestamp)
     return EventLog(
         events=events,
         order=order,
@@ -80,18 +81,18 @@ def sort_events(source: Source, examples: Columns, timestamp: np.ndarray) -> Eve
         end=np.searchsorted(event_key, example_key, side="left"),
         history=np.unique(example_key, return_inverse=True)[1].astype(np.int64),
         example_user=example_user,
-        num_users=num_users,
+        users=users,
     )
 
 
-def _shared_codes(a: Codes, b: Codes) -> tuple[tuple[np.ndarray, np.ndarray], int]:
-    """Two columns coded alike: by the order of text."""
+def _shared_codes(a: Codes, b: Codes) -> tuple[tuple[np.ndarray, np.ndarray], pa.Array]:
+    """Two columns coded alike, by the order of text, and the text."""
     values = pa.chunked_array([a.values, b.values]).unique().sort()
     recoded = [as_array(pc.index_in(c.values, value_set=values)).astype(np.int64)[c.codes] for c in (a, b)]
-    return (recoded[0], recoded[1]), len(values)
+    return (recoded[0], recoded[1]), values
 
 
-def _combined_keys(
+def combined_keys(
     user: np.ndarray, time: np.ndarray, example_user: np.ndarray, example_time: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """One number for (user, time) that sorts like the pair, for events and for examples."""

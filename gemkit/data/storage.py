@@ -2,6 +2,7 @@
 
     examples.arrow           one row per example, ids encoded; columns that begin with _ are gemkit's own
     events.arrow             the event log, sorted by user and time (if the data set has histories)
+    users.arrow              row i is the text of user i of the event log
     vocabularies/<table>.arrow   row i is the text of id i + 1
     schema.json              what the columns mean
     manifest.json            format version, counts, hashes, and what it was built from
@@ -19,14 +20,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from gemkit.errors import GemkitError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever older dataset folders can no longer be read as they are; they are then rebuilt."""
 
-EXAMPLES, EVENTS = "examples.arrow", "events.arrow"
+EXAMPLES, EVENTS, USERS = "examples.arrow", "events.arrow", "users.arrow"
 VOCABULARIES, SCHEMA, MANIFEST = "vocabularies", "schema.json", "manifest.json"
 
 SPLIT, TIMESTAMP, WEIGHT, SURFACE, GROUP, EXAMPLE_ID = (
@@ -51,6 +53,16 @@ def open_table(path: Path) -> pa.Table:
         raise GemkitError(
             f"cannot read {path.name}: {error}", where=str(path.parent), fix="delete the folder and build it again"
         ) from error
+
+
+def table_of(columns: dict[str, Any]) -> pa.Table:
+    """A table of NumPy and Arrow arrays; a two-dimensional array becomes a column of vectors."""
+    return pa.table({name: _column(v) if isinstance(v, np.ndarray) else v for name, v in columns.items()})
+
+
+def _column(values: np.ndarray) -> pa.Array:
+    flat = pa.array(values.ravel())
+    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 def write_json(value: Any, path: Path) -> None:

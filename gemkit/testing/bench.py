@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gemkit.component import ComponentSpec
 from gemkit.data import storage
 from gemkit.data.batch import Batch, Layout
-from gemkit.data.collate import collate, plain_layout, ranges
+from gemkit.data.collate import MakeLayout, collate, plain_layout, ranges
 from gemkit.data.dataset import Dataset
 from gemkit.interfaces import BuildContext, Events
 from gemkit.nn.init import init_parameters, named_seed
@@ -133,14 +133,7 @@ def make_inputs(module: nn.Module, rows: tuple[int, ...], layer: int = 0, num_cl
         plan: Callable[[np.ndarray], Any] | None = getattr(module, "plan", None)
         return plain_layout(lengths)._replace(plan=plan(lengths) if plan else None)
 
-    batch = collate(
-        data,
-        index,
-        max_history=MAX_HISTORY,
-        read_events=True,
-        shares_histories=getattr(module, "shares_histories", True),
-        layout=layout,
-    )
+    batch = make_batch(getattr(module, "shares_histories", True), layout, rows)
     assert batch.history is not None
     owners = index[batch.history.first_example.numpy()]
     end = data.columns[storage.HISTORY_END][owners]
@@ -165,6 +158,20 @@ def make_inputs(module: nn.Module, rows: tuple[int, ...], layer: int = 0, num_cl
         earlier=[noise(f"earlier{i}", examples, NUM_TOKENS_OUT, DIM)[index] for i in range(layer)],
         events=events,
         readout=noise("readout", examples, READOUT_DIM)[index],
+    )
+
+
+def make_batch(
+    shares_histories: bool = True, layout: MakeLayout = plain_layout, rows: tuple[int, ...] | None = None
+) -> Batch:
+    """The examples `rows`, by default some with short, long, empty and shared histories, with their events."""
+    return collate(
+        dataset(),
+        np.array(some_rows() if rows is None else rows),
+        max_history=MAX_HISTORY,
+        read_events=True,
+        shares_histories=shares_histories,
+        layout=layout,
     )
 
 

@@ -17,7 +17,6 @@ from gemkit.config.compose import compose
 from gemkit.config.run import RunConfig
 from gemkit.data import prepare as data_prepare
 from gemkit.data.batch import Batch
-from gemkit.data.collate import collate
 from gemkit.data.dataset import Dataset
 from gemkit.data.schema import Schema
 from gemkit.data.source import SPLITS
@@ -102,14 +101,7 @@ def _run() -> RunConfig:
 
 
 def _batch(rows: tuple[int, ...], student: Model) -> Batch:
-    return collate(
-        bench.dataset(),
-        torch.tensor(rows).numpy(),
-        max_history=bench.MAX_HISTORY,
-        read_events=True,
-        shares_histories=student.dense.shares_histories,
-        layout=student.dense.layout,
-    )
+    return bench.make_batch(student.dense.shares_histories, student.dense.layout, rows)
 
 
 # --- parallel -----------------------------------------------------------------------------------------------

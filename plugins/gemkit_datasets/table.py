@@ -11,11 +11,11 @@ from gemkit.component import component
 from gemkit.config.fields import option
 from gemkit.config.run import DataConfig
 from gemkit.data.fetch import sha256_of
+from gemkit.data.files import read_table, with_lists
 from gemkit.data.schema import CategoricalFeature, DenseFeature, EventField, Task, VectorFeature
 from gemkit.data.source import Source, Split
 from gemkit.errors import GemkitError
 from gemkit.interfaces import DataRecipe
-from gemkit_datasets.table_files import read_table, with_lists
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import pytest
 from gemkit.data import storage
 from gemkit.data.build import build
 from gemkit.data.dataset import Dataset
-from gemkit.data.eventlog import _combined_keys
+from gemkit.data.eventlog import combined_keys
 from gemkit.data.schema import CategoricalFeature, DenseFeature, EventField, Task, VectorFeature
 from gemkit.data.source import Source, Split
 from gemkit.errors import GemkitError
@@ -87,7 +87,7 @@ def test_history_numbers_mean_same_user_and_time(tmp_path):
 def test_keys_of_user_and_time_do_not_overflow():
     user = np.array([0, 0, 2**40, 2**40])
     time = np.array([-(10**11), 10**11, -(10**11), 10**11])
-    event_key, example_key = _combined_keys(user, time, user, time)
+    event_key, example_key = combined_keys(user, time, user, time)
     assert (np.diff(event_key) > 0).all() and (event_key >= 0).all()
     assert event_key.tolist() == example_key.tolist()
 

@@ -155,14 +155,7 @@ def dependencies(flow: str, personalise_from: str = "user") -> tuple[GEM, bool, 
     model = GEM(compose(overrides, load_registry()), bench.dataset().schema, load_registry())
     init_parameters(model, 1)
     nudge(model)
-    batch = bench.collate(
-        bench.dataset(),
-        np.array(bench.some_rows()),
-        max_history=bench.MAX_HISTORY,
-        read_events=True,
-        shares_histories=model.shares_histories,
-        layout=model.layout,
-    )
+    batch = bench.make_batch(model.shares_histories, model.layout)
     embedded = {key: value.requires_grad_() for key, value in bench.embed(batch).items()}
     seen: list[Any] = []
     model.readout.register_forward_pre_hook(lambda _, args: seen.append(args))

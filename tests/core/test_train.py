@@ -1,0 +1,219 @@
+"""The training loop: same bits, resuming, stopping, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+
+from gemkit.config.run import OptimizerConfig, RunConfig
+from gemkit.errors import GemkitError
+from gemkit.evaluate import evaluate
+from gemkit.registry import load_registry
+from gemkit.runs import checkpoint
+from gemkit.runs.folder import RunFolder
+from gemkit.testing.runs import silent, tiny_run
+from gemkit.testing.tolerances import TOLERANCES
+from gemkit.train import Training, schedule, train
+
+TIMES = {"examples_per_s", "wall_s"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the data set of this file's runs lives; it is built once."""
+    return tmp_path_factory.mktemp("data")
+
+
+def trained(run: RunConfig, resume: Path | None = None) -> tuple[dict[str, Any], RunFolder]:
+    metrics = train(run, load_registry(), resume, progress=silent(), command=["gemkit", "train", "seed=1"])
+    return metrics, RunFolder.open(resume or max(Path(run.runs).iterdir(), key=lambda p: p.stat().st_mtime_ns))
+
+
+def history(folder: RunFolder, split: str = "train") -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in folder.rows() if row["split"] == split]
+
+
+def losses(folder: RunFolder) -> list[float]:
+    return [row["loss"] for row in history(folder)]
+
+
+def assert_same_tensors(a: Path, b: Path) -> None:
+    first, second = checkpoint.load(a)[0], checkpoint.load(b)[0]
+    assert first.keys() == second.keys() and len(first) > 50
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_same_seed_same_bits_and_another_seed_others(data: Path, tmp_path: Path) -> None:
+    overrides = ["train.max_steps=5", "tokenizer.dropout=0.1"]
+    runs = [tiny_run(data, *overrides, f"runs={tmp_path / str(i)}", f"seed={s}") for i, s in enumerate((1, 1, 2))]
+    (first, a), (second, b), (_, c) = (trained(run) for run in runs)
+    assert first["test"] == second["test"]
+    assert history(a) == history(b)
+    assert_same_tensors(a.checkpoints / "best.safetensors", b.checkpoints / "best.safetensors")
+    assert losses(a) != losses(c)
+
+
+def test_resuming_equals_going_on(data: Path, tmp_path: Path) -> None:
+    # 8 steps an epoch: the interruption at step 5 is inside the first, the end inside the second.
+    overrides = ["train.epochs=2", "train.max_steps=12", "train.eval_every=5", "tokenizer.dropout=0.1"]
+    whole, uninterrupted = trained(tiny_run(data, *overrides, f"runs={tmp_path / 'a'}"))
+
+    run = tiny_run(data, *overrides, f"runs={tmp_path / 'b'}")
+    training = Training(run, load_registry(), None, silent(), ["gemkit", "train"])
+    step = training.step
+
+    def interrupted(batches: Any) -> Any:
+        if training.state.step == 7:
+            raise KeyboardInterrupt
+        return step(batches)
+
+    training.step = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        training.fit()
+    assert len(losses(training.folder)) == 7
+    resumed, folder = trained(run, resume=training.folder.path)
+
+    assert resumed["test"] == whole["test"]
+    assert history(folder) == history(uninterrupted)
+    assert history(folder, "valid") == history(uninterrupted, "valid")
+    for name in ("best", "last"):
+        files = [f.checkpoints / f"{name}.safetensors" for f in (folder, uninterrupted)]
+        assert_same_tensors(*files)
+
+
+def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> None:
+    run = tiny_run(data, "train.max_steps=2", f"runs={tmp_path}")
+    metrics, folder = trained(run)
+    again, _ = trained(run, resume=folder.path)
+    assert again["test"] == metrics["test"] and again["train"]["steps"] == 2
+    assert len(losses(folder)) == 2
+
+
+def test_resuming_refuses_changed_data(data: Path, tmp_path: Path) -> None:
+    _, folder = trained(tiny_run(data, "train.max_steps=1", f"runs={tmp_path / 'runs'}"))
+    other = tiny_run(tmp_path / "other", "train.max_steps=1", f"runs={tmp_path / 'runs'}", seed=7)
+    with pytest.raises(GemkitError, match="has changed since the checkpoint"):
+        trained(other, resume=folder.path)
+
+
+def test_the_run_folder_is_complete(data: Path, tmp_path: Path) -> None:
+    overrides = [f"runs={tmp_path}", "train.max_steps=3", "train.eval_every=2", "train.tensorboard=true"]
+    metrics, folder = trained(tiny_run(data, *overrides))
+    names = {p.relative_to(folder.path).as_posix() for p in folder.path.rglob("*")}
+    files = ["config.yaml", "command.txt", "environment.json", "metrics.jsonl", "metrics.json", "curves.png"]
+    assert names >= {*files, "checkpoints/best.safetensors", "checkpoints/last.safetensors", "tensorboard"}
+    assert json.loads((folder.path / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    assert (folder.path / "command.txt").read_text() == "gemkit train seed=1\n"
+    assert [row["step"] for row in history(folder)] == [1, 2, 3]
+    assert [row["step"] for row in history(folder, "valid")] == [2, 3]
+    assert metrics["train"]["steps"] == 3 and metrics["train"]["params"] > 10_000
+    assert set(metrics["test"]) == {"click", "buy"}
+    assert set(metrics["test"]["click"]) >= {"auc", "logloss", "ne", "calibration", "surfaces"}
+
+
+def test_evaluating_again_gives_the_same_numbers(data: Path, tmp_path: Path) -> None:
+    metrics, folder = trained(tiny_run(data, "train.max_steps=3", f"runs={tmp_path}"))
+    assert evaluate(folder.path, load_registry(), silent()) == metrics["test"]
+
+
+def test_the_best_step_is_kept(data: Path, tmp_path: Path) -> None:
+    """A learning rate that ruins the model after the first validation leaves the first checkpoint the best."""
+    overrides = ["train.eval_every=2", "train.patience=2", "optimizer.lr=0.5", "optimizer.warmup_steps=6"]
+    metrics, folder = trained(tiny_run(data, *overrides, "train.epochs=4", f"runs={tmp_path}"))
+    valid = [row["click"]["logloss"] for row in history(folder, "valid")]
+    best = int(np.argmin(valid))
+    assert len(valid) == best + 3, "training stops after two validations without a better one"
+    assert metrics["train"]["best_step"] == 2 * (best + 1) < metrics["train"]["steps"] < 32
+    assert checkpoint.load(folder.checkpoints / "best.safetensors")[1]["step"] == metrics["train"]["best_step"]
+
+
+def plain(run: RunConfig) -> RunConfig:
+    """Without weights and masks, so that the mean over a batch is the mean over its halves."""
+    changes = {"folder": "plain", "weight": None, "tasks": run.data.tasks[:1]}
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, **changes))
+
+
+def test_accumulated_halves_equal_the_whole_batch(data: Path, tmp_path: Path) -> None:
+    # Tables update at every micro-batch, so they must stand still for the comparison.
+    overrides = ["train.max_steps=3", "optimizer.embedding_lr=1e-20"]
+    rows = []
+    for accumulate in (1, 2, 4):
+        run = tiny_run(data, *overrides, f"train.accumulate={accumulate}", f"runs={tmp_path / str(accumulate)}")
+        metrics, folder = trained(plain(run))
+        assert metrics["train"]["steps"] == 3
+        rows.append([[row["loss"], row["grad_norm"]] for row in history(folder)])
+    rtol, atol = TOLERANCES[torch.float32]
+    np.testing.assert_allclose(rows[1], rows[0], rtol, atol)
+    np.testing.assert_allclose(rows[2], rows[0], rtol, atol)
+
+
+def test_a_batch_size_that_cannot_be_divided_is_refused(data: Path) -> None:
+    with pytest.raises(GemkitError, match="accumulate = 3") as caught:
+        tiny_run(data, "train.accumulate=3")
+    assert caught.value.where == "train.accumulate"
+
+
+def test_recomputed_activations_change_nothing(data: Path, tmp_path: Path) -> None:
+    found = []
+    for switch in ("false", "true"):
+        run = tiny_run(data, "train.max_steps=3", f"train.checkpoint_activations={switch}", f"runs={tmp_path / switch}")
+        found.append(losses(trained(run)[1]))
+    assert found[0] == found[1]
+
+
+def test_bf16_is_near_fp32(data: Path, tmp_path: Path) -> None:
+    found = []
+    for precision in ("fp32", "bf16"):
+        run = tiny_run(data, "train.max_steps=2", f"train.precision={precision}", f"runs={tmp_path / precision}")
+        found.append(losses(trained(run)[1]))
+    assert found[0] != found[1]
+    np.testing.assert_allclose(found[1], found[0], *TOLERANCES[torch.bfloat16])
+
+
+@pytest.mark.slow
+def test_compiled_blocks_change_nothing(data: Path, tmp_path: Path) -> None:
+    found = []
+    for switch in ("false", "true"):
+        run = tiny_run(data, "train.max_steps=2", f"train.compile={switch}", f"runs={tmp_path / switch}")
+        found.append(losses(trained(run)[1]))
+    np.testing.assert_allclose(found[1], found[0], *TOLERANCES[torch.float32])
+
+
+def test_a_poisoned_example_is_named(data: Path, tmp_path: Path) -> None:
+    """A number that is finite in the file and infinite in the model stops the run before it reaches the tables."""
+    run = tiny_run(data, "train.batch_size=8", "train.eval_every=1", f"runs={tmp_path / 'runs'}")
+    table = pyarrow.parquet.read_table(run.data.examples)
+    content = table["content"].to_pylist()
+    poisoned = int(np.argsort(table["timestamp"].to_numpy())[50])  # an old one: it is in the train split
+    content[poisoned] = [3e38, -3e38, 3e38, -3e38, 3e38, -3e38]
+    path = tmp_path / "poisoned.parquet"
+    position = table.column_names.index("content")
+    pyarrow.parquet.write_table(table.set_column(position, "content", pa.array(content, pa.list_(pa.float32()))), path)
+    config = dataclasses.replace(run.data, examples=str(path), root=str(tmp_path / "datasets"))
+    with pytest.raises(GemkitError, match="the loss is") as caught:
+        trained(dataclasses.replace(run, data=config))
+    ids = str(caught.value.where).partition("example ids ")[2].split(", ")
+    assert str(poisoned) in ids and len(ids) == 8
+    folder = next((tmp_path / "runs").iterdir())
+    for tensor in checkpoint.load(folder / "checkpoints" / "last.safetensors")[0].values():
+        assert torch.isfinite(tensor.float()).all()
+
+
+def test_the_schedule_warms_up_and_comes_down() -> None:
+    cosine = OptimizerConfig(warmup_steps=10, final_lr_fraction=0.1)
+    factors = [schedule(cosine, step, 110) for step in range(110)]
+    assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert factors[60] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False)) and 0.1 < factors[-1] < 0.101
+    linear = dataclasses.replace(cosine, schedule="linear")
+    assert schedule(linear, 35, 110) == pytest.approx(0.1 + 0.9 * 0.75)
+    assert schedule(dataclasses.replace(cosine, schedule="constant"), 109, 110) == 1.0
