@@ -266,7 +266,7 @@ def _check_finite(loss: Tensor, batch: Batch, step: int) -> None:
     if not torch.isfinite(loss):
         ids = ", ".join(str(i) for i in batch.example_id[:10].tolist())
         raise GemkitError(
-            f"the loss is {float(loss)} at step {step}",
+            f"the loss is {loss.item()} at step {step}",
             where=f"batch of {batch.size} examples; example ids {ids}{', ...' if batch.size > 10 else ''}",
             fix="lower optimizer.lr or optimizer.embedding_lr, or look at those examples; checkpoints are untouched",
         )

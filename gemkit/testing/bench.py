@@ -33,6 +33,8 @@ NUM_TOKENS_OUT = 6
 READOUT_DIM = 24
 MAX_HISTORY = 150
 SEED = 1
+DATA: dict[str, Any] = {"num_users": 20, "num_examples": 800, "num_events": 3600}
+"""Options of the contracts' data set; a teacher of a transfer strategy is trained on the same."""
 
 
 class Inputs(NamedTuple):
@@ -66,14 +68,14 @@ def dataset() -> Dataset:
     """The data set of all contracts: histories of 0 to 150 events, some shared by several examples."""
     folder = tempfile.TemporaryDirectory(prefix="gemkit-contracts-")
     atexit.register(folder.cleanup)
-    return make_dataset(Path(folder.name) / "data", num_users=20, num_examples=800, num_events=3600)
+    return make_dataset(Path(folder.name) / "data", **DATA)
 
 
 def history_lengths() -> np.ndarray:
     """Events that each example of the data set sees. Shape: (examples,)."""
     columns = dataset().columns
-    lengths: np.ndarray = columns[storage.HISTORY_END] - columns[storage.HISTORY_START]
-    return np.minimum(lengths, MAX_HISTORY)
+    lengths: np.ndarray = np.minimum(columns[storage.HISTORY_END] - columns[storage.HISTORY_START], MAX_HISTORY)
+    return lengths
 
 
 @functools.cache

@@ -197,7 +197,8 @@ def placing_gives_an_optimiser_that_clips(subject: Subject) -> None:
 
 def _gradient_norm(model: torch.nn.Module, x: Tensor) -> Tensor:
     gradients = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
-    return torch.stack([g.norm() for g in gradients]).norm()
+    norm: Tensor = torch.cat([g.flatten() for g in gradients]).norm()
+    return norm
 
 
 def _backend(subject: Subject) -> ParallelBackend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -190,10 +191,11 @@ def test_compiled_blocks_change_nothing(data: Path, tmp_path: Path) -> None:
 
 def test_a_poisoned_example_is_named(data: Path, tmp_path: Path) -> None:
     """A number that is finite in the file and infinite in the model stops the run before it reaches the tables."""
-    run = tiny_run(data, "train.batch_size=8", "train.eval_every=1", f"runs={tmp_path / 'runs'}")
+    run = tiny_run(data, "train.batch_size=8", "train.eval_every=2", "train.max_steps=5", f"runs={tmp_path / 'runs'}")
     table = pyarrow.parquet.read_table(run.data.examples)
     content = table["content"].to_pylist()
-    poisoned = int(np.argsort(table["timestamp"].to_numpy())[50])  # an old one: it is in the train split
+    order = Training(run, load_registry(), None, silent(), ["gemkit"]).loader.order(0)
+    poisoned = int(order[8 * 3 + 5])  # in the fourth batch
     content[poisoned] = [3e38, -3e38, 3e38, -3e38, 3e38, -3e38]
     path = tmp_path / "poisoned.parquet"
     position = table.column_names.index("content")
@@ -203,7 +205,7 @@ def test_a_poisoned_example_is_named(data: Path, tmp_path: Path) -> None:
         trained(dataclasses.replace(run, data=config))
     ids = str(caught.value.where).partition("example ids ")[2].split(", ")
     assert str(poisoned) in ids and len(ids) == 8
-    folder = next((tmp_path / "runs").iterdir())
+    folder = max((tmp_path / "runs").iterdir(), key=lambda p: p.stat().st_mtime_ns)
     for tensor in checkpoint.load(folder / "checkpoints" / "last.safetensors")[0].values():
         assert torch.isfinite(tensor.float()).all()
 
@@ -213,7 +215,7 @@ def test_the_schedule_warms_up_and_comes_down() -> None:
     factors = [schedule(cosine, step, 110) for step in range(110)]
     assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert factors[60] == pytest.approx(0.1 + 0.9 * 0.5)
-    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False)) and 0.1 < factors[-1] < 0.101
+    assert all(a > b for a, b in itertools.pairwise(factors[10:])) and 0.1 < factors[-1] < 0.101
     linear = dataclasses.replace(cosine, schedule="linear")
     assert schedule(linear, 35, 110) == pytest.approx(0.1 + 0.9 * 0.75)
     assert schedule(dataclasses.replace(cosine, schedule="constant"), 109, 110) == 1.0

@@ -127,9 +127,7 @@ def test_layer_equals_its_equations(options: dict[str, Any]) -> None:
                 continue
             event = array(events.values[t])
             made = personal(module.pffn, summary, layer_norm(module.event_norm, event))
-            np.testing.assert_allclose(
-                array(out_events.values[t]), made + event * config.pffn_residual, 1e-9, 1e-10
-            )
+            np.testing.assert_allclose(array(out_events.values[t]), made + event * config.pffn_residual, 1e-9, 1e-10)
 
 
 def test_sole_adds_the_mean_as_one_token() -> None:
@@ -163,9 +161,7 @@ def dependencies(flow: str, personalise_from: str = "user") -> tuple[GEM, bool, 
     x, events = seen[0]
 
     def depends(tensor: Tensor, key: str) -> bool:
-        (gradient,) = torch.autograd.grad(
-            tensor.square().sum(), embedded[key], retain_graph=True, allow_unused=True
-        )
+        (gradient,) = torch.autograd.grad(tensor.square().sum(), embedded[key], retain_graph=True, allow_unused=True)
         return gradient is not None and bool(gradient.any())
 
     tokens = [depends(outputs.taps[name], "events.item_id") for name in ("block0.x", "block1.x")]

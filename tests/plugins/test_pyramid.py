@@ -69,7 +69,11 @@ def attention(module: Any, x: np.ndarray) -> np.ndarray:
 
 def cut(length: int, size: int, align: str) -> list[slice]:
     """Chunks of one history: full ones from the newest event backwards, or from the oldest forwards."""
-    starts = range(length % size - size if length % size else 0, length, size) if align == "newest" else range(0, length, size)
+    starts = (
+        range(length % size - size if length % size else 0, length, size)
+        if align == "newest"
+        else range(0, length, size)
+    )
     return [slice(max(s, 0), min(s + size, length)) for s in starts]
 
 

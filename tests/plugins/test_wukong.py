@@ -32,7 +32,9 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def linear(module: nn.Linear, x: np.ndarray) -> np.ndarray:
-    return np.array([sum(w * v for w, v in zip(row, x, strict=True)) for row in array(module.weight)]) + array(module.bias)
+    return np.array([sum(w * v for w, v in zip(row, x, strict=True)) for row in array(module.weight)]) + array(
+        module.bias
+    )
 
 
 def layer_norm(module: nn.LayerNorm, x: np.ndarray) -> np.ndarray:
@@ -113,9 +115,7 @@ def test_layer_equals_its_equations(options: dict[str, Any], layer_index: int) -
     earlier = [bench.noise("wukong/earlier", 3, 4, D).double()] * layer_index
     out = array(module(x, earlier))
     for b in range(len(x)):
-        expected = reference(
-            module, array(x[b]), [array(e[b]) for e in earlier], options.get("fmb_activation", "none")
-        )
+        expected = reference(module, array(x[b]), [array(e[b]) for e in earlier], options.get("fmb_activation", "none"))
         np.testing.assert_allclose(out[b], expected, rtol=1e-9, atol=1e-10)
 
 

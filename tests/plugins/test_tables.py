@@ -1,0 +1,41 @@
+"""The two implementations of local tables have equal values."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemkit.config.run import OptimizerConfig
+from gemkit.interfaces import EmbeddingTables
+from gemkit.registry import load_registry
+from gemkit.testing import bench
+from gemkit.testing.runs import tiny_run
+
+
+def tables(kind: str, tmp_path: Path) -> EmbeddingTables:
+    backend = load_registry().build("parallel", {"name": "single", "accelerator": "cpu", "embeddings": kind})
+    backend.launch(tiny_run(tmp_path))
+    return backend.build_embeddings(bench.dataset().schema, bench.DIM, OptimizerConfig(), seed=3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fbgemm_gpu") is None, reason="FBGEMM is not installed")
+def test_torch_equals_fbgemm(tmp_path: Path) -> None:
+    fused, plain = tables("fbgemm", tmp_path), tables("torch", tmp_path)
+    assert type(fused) is not type(plain)
+    ids = bench.make_batch().ids
+    for step in range(4):
+        looked_up = []
+        for one in (fused, plain):
+            one.set_lr(0.05 / (step + 1))
+            rows = one(ids)
+            parts = [(v.sin() * bench.noise(f"{step}/{key}", *v.shape)).sum() for key, v in rows.items()]
+            torch.stack(parts).sum().backward()
+            looked_up.append(rows)
+        for key, rows in looked_up[0].items():
+            torch.testing.assert_close(rows, looked_up[1][key], rtol=1e-6, atol=1e-6)
+    for name, weights in fused.tables().items():
+        torch.testing.assert_close(weights, plain.tables()[name], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(fused.optimizer_state()[name], plain.optimizer_state()[name], rtol=1e-5, atol=1e-6)
