@@ -267,6 +267,7 @@ def test_a_closed_pipe_is_no_defect() -> None:
 def test_ctrl_c_in_a_process() -> None:
     code = (
         "import os, signal, sys, gemkit.cli.config, gemkit.cli.main as m\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell job ignores it
         "gemkit.cli.config.run = lambda args: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.exit(m.main(['config']))"
     )

@@ -110,8 +110,9 @@ def test_an_experiment_applies_while_its_choice_stands(registry: Registry, folde
     )
 
 
-def test_the_shipped_experiment_and_ablations(registry: Registry) -> None:
-    run = compose(["experiment=movielens1m_autoint"], fake_registry())
+def test_the_shipped_experiment_and_ablations() -> None:
+    registry = load_registry()
+    run = compose(["experiment=movielens1m_autoint"], registry)
     assert (run.data.split, run.sequence, run.cross) == ("autoint", None, None)
     run = compose(["ablation=no_history"], registry)
     assert (run.sequence, run.cross) == (None, None)
@@ -253,7 +254,7 @@ def test_composing_leaves_nothing_behind(registry: Registry) -> None:
     assert not GlobalHydra.instance().is_initialized()
 
 
-def test_nothing_of_omegaconf_is_left(registry: Registry) -> None:
+def test_nothing_of_omegaconf_is_left() -> None:
     def plain(value: object) -> bool:
         if isinstance(value, dict):
             return all(plain(v) for v in value.values())
@@ -261,7 +262,7 @@ def test_nothing_of_omegaconf_is_left(registry: Registry) -> None:
             return all(plain(v) for v in value)
         return type(value) in (str, int, float, bool, type(None))
 
-    assert plain(to_mapping(compose(["experiment=movielens1m_autoint"], registry)))
+    assert plain(to_mapping(compose(["experiment=movielens1m_autoint"], load_registry())))
 
 
 def test_every_kind_is_a_group() -> None:
