@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize(("interaction", "sequence", "cross"), COMBINATIONS, ids="-".join)
+@pytest.mark.parametrize(("interaction", "sequence", "cross"), COMBINATIONS, ids=["-".join(c) for c in COMBINATIONS])
 def test_every_combination_trains(folder: Path, tmp_path: Path, interaction: str, sequence: str, cross: str) -> None:
     overrides = [f"interaction={interaction}", f"sequence={sequence}", f"cross={cross}", "train.max_steps=3"]
     run = tiny_run(folder, *overrides, f"runs={tmp_path}")
