@@ -87,7 +87,7 @@ def main() -> None:
         "seeds": options.seeds,
         "torch": environment["packages"]["torch"],
         "cpu": environment.get("cpu"),
-        "commit": environment.get("git"),
+        "commits": sorted({json.dumps(found["environment"].get("git")) for found in results.values()}),
         "variants": {},
     }
     for name, overrides in variants.items():

@@ -9,7 +9,7 @@ from gemkit.metrics.collector import MetricCollector
 from gemkit.registry import Registry
 from gemkit.runs.progress import Progress
 from gemkit.runs.tables import print_metrics
-from gemkit.session import base_rates, evaluate_split, load_run, make_loader, open_dataset
+from gemkit.session import base_rates, evaluate_split, load_run, make_loader
 
 
 def evaluate(run_folder: Path, registry: Registry, progress: Progress | None = None) -> dict[str, Any]:
@@ -17,10 +17,14 @@ def evaluate(run_folder: Path, registry: Registry, progress: Progress | None = N
 
     Returns:
         Task -> metric -> value.
+
+    Raises:
+        GemkitError: The run has no checkpoint, or its data set has changed.
     """
     progress = progress or Progress()
-    model, backend = load_run(run_folder, registry)
-    dataset = open_dataset(model.run, registry, progress)
+    loaded = load_run(run_folder, registry)
+    model, backend = loaded.model, loaded.backend
+    dataset = loaded.open_dataset(registry, progress)
     loader = make_loader(model.run, dataset, model, backend, "test", model.run.train.eval_batch_size)
     collector = MetricCollector(dataset.schema, base_rates(dataset))
     with progress, progress.task("evaluate", total=len(dataset.split("test"))) as bar:

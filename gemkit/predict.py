@@ -17,7 +17,7 @@ from gemkit.errors import GemkitError
 from gemkit.registry import Registry
 from gemkit.runs.files import replacing
 from gemkit.runs.progress import Progress
-from gemkit.session import load_run, make_loader, open_dataset, to_device
+from gemkit.session import load_run, make_loader, to_device
 
 OUTPUTS = (".csv", ".parquet")
 
@@ -45,8 +45,9 @@ def predict(run_folder: Path, input: Path, output: Path, registry: Registry, pro
     if not input.is_file():
         raise GemkitError(f"there is no file {input}", where="--input", fix="paths are relative to this folder")
     progress = progress or Progress()
-    model, backend = load_run(run_folder, registry)
-    dataset = open_dataset(model.run, registry, progress)
+    loaded = load_run(run_folder, registry)
+    model, backend = loaded.model, loaded.backend
+    dataset = loaded.open_dataset(registry, progress)
     examples = encode_examples(dataset, _read(input, dataset, getattr(model.run.data, "separator", "|")), input.name)
     loader = make_loader(model.run, examples, model, backend, "test", model.run.train.eval_batch_size)
     parts = []

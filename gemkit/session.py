@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -151,8 +151,44 @@ def evaluate_split(
     return collector.compute(backend.all_gather if backend.world_size > 1 else None)
 
 
-def load_run(path: Path, registry: Registry, schema: Schema | None = None) -> tuple[Model, ParallelBackend]:
-    """The best model of a run folder, ready to predict.
+class LoadedRun(NamedTuple):
+    """The best model of a run, ready to predict.
+
+    Attributes:
+        fingerprint: Of the data set that it was trained on.
+    """
+
+    model: Model
+    backend: ParallelBackend
+    fingerprint: str
+
+    def open_dataset(self, registry: Registry, progress: Progress) -> Dataset:
+        """The data set that the model was trained on.
+
+        Raises:
+            GemkitError: It has changed since: its ids may mean other things now.
+        """
+        dataset = open_dataset(self.model.run, registry, progress)
+        check_fingerprint(dataset.fingerprint, self.fingerprint, dataset.schema, str(dataset.folder))
+        return dataset
+
+
+def check_fingerprint(found: str, expected: str, schema: Schema, where: str) -> None:
+    """
+    Raises:
+        GemkitError: The data set that was found is not the one that a checkpoint was trained on.
+    """
+    if found != expected:
+        raise GemkitError(
+            f"the data set '{schema.name}' has changed since the checkpoint was written",
+            where=where,
+            allowed=f"the data set with fingerprint {expected[:12]}; this one has {found[:12]}",
+            fix="restore the data set (config.yaml has the options that it was built with), or train a new run",
+        )
+
+
+def load_run(path: Path, registry: Registry, schema: Schema | None = None) -> LoadedRun:
+    """The best model of a run folder.
 
     Args:
         schema: The data set's, if it is open already; else the checkpoint's own.
@@ -166,4 +202,4 @@ def load_run(path: Path, registry: Registry, schema: Schema | None = None) -> tu
     model = build_model(run, schema or from_mapping(Schema, state["schema"]), registry, backend)
     model.load_weights(tensors, str(file))
     model.dense.eval()
-    return model, backend
+    return LoadedRun(model, backend, state["fingerprint"])

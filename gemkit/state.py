@@ -11,10 +11,9 @@ from torch import Tensor
 
 from gemkit.config.fields import to_mapping
 from gemkit.data.schema import Schema
-from gemkit.errors import GemkitError
 from gemkit.interfaces import TransferStrategy
 from gemkit.runs import checkpoint
-from gemkit.session import Model
+from gemkit.session import Model, check_fingerprint
 
 SQUARES, TRANSFER = "table_squares.", "transfer."
 
@@ -72,12 +71,7 @@ class TrainingState:
             GemkitError: The checkpoint is missing or damaged, of another model, or of other data.
         """
         tensors, state = checkpoint.load(path)
-        if state["fingerprint"] != self.fingerprint:
-            raise GemkitError(
-                f"the data set '{self.schema.name}' has changed since the checkpoint was written",
-                where=str(path),
-                fix="restore the data set, or start a new run",
-            )
+        check_fingerprint(self.fingerprint, state["fingerprint"], self.schema, str(path))
         self.model.load_weights(tensors, str(path))
         _copy(self.model.embeddings.optimizer_state(), tensors, SQUARES)
         if self.transfer:

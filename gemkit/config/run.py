@@ -18,7 +18,7 @@ class TrainConfig(Config):
         None, "Stop after this many optimiser steps, whatever the epoch; null: no limit.", ge=1
     )
     batch_size: int = option(1024, "Examples per optimiser step, over all ranks together.", ge=1)
-    eval_batch_size: int = option(4096, "Examples per evaluation step.", ge=1)
+    eval_batch_size: int = option(1024, "Examples per evaluation step.", ge=1)
     accumulate: int = option(
         1, "Micro-batches per step. Dense gradients add up; embedding tables update at every micro-batch.", ge=1
     )

@@ -9,13 +9,13 @@ A `ChunkPlan` cuts every row into chunks of a fixed size for the operations that
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 32
+CHUNK = 16
 """Slots of the chunks that every batch's layout holds: small, so that short histories waste little."""
 
 
@@ -64,17 +64,47 @@ def chunk_plan(lengths: np.ndarray, size: int, align: str = "newest") -> ChunkPl
 def to_chunks(values: Tensor, plan: ChunkPlan) -> Tensor:
     """Rows into their slots; empty slots hold some other row, to be masked by `plan.valid`.
 
+    What comes back to an empty slot as gradient is dropped.
+
     Shape: (T, D) -> (K, C, D).
     """
-    size = plan.gather.shape[1]
     if values.shape[0] == 0:  # every history is empty: there is no row to stand in for the empty slots
         return values.new_zeros(*plan.gather.shape, values.shape[-1])
-    return values.index_select(0, plan.gather.view(-1)).view(-1, size, values.shape[-1])
+    slots: Tensor = _ToChunks.apply(values, plan)  # type: ignore[no-untyped-call]
+    return slots.view(*plan.gather.shape, -1)
 
 
 def from_chunks(chunks: Tensor, plan: ChunkPlan) -> Tensor:
     """Slots back into rows. Shape: (K, C, D) -> (T, D)."""
-    return chunks.reshape(-1, chunks.shape[-1]).index_select(0, plan.position)
+    rows: Tensor = _FromChunks.apply(chunks.reshape(-1, chunks.shape[-1]), plan)  # type: ignore[no-untyped-call]
+    return rows
+
+
+class _ToChunks(torch.autograd.Function):
+    """The rows of all slots. Each row has one slot, so its gradient is read from there, not added up."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, plan: ChunkPlan) -> Tensor:
+        ctx.position = plan.position
+        return values.index_select(0, plan.gather.view(-1))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].index_select(0, ctx.position), None
+
+
+class _FromChunks(torch.autograd.Function):
+    """The slots of all rows."""
+
+    @staticmethod
+    def forward(ctx: Any, slots: Tensor, plan: ChunkPlan) -> Tensor:
+        ctx.position, ctx.num_slots = plan.position, slots.shape[0]
+        return slots.index_select(0, plan.position)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        slots = gradients[0].new_zeros(ctx.num_slots, gradients[0].shape[1])
+        return slots.index_copy_(0, ctx.position, gradients[0]), None
 
 
 def row_index(offsets: Tensor, total: int) -> Tensor:

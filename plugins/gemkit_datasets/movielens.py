@@ -34,6 +34,7 @@ class MovieLens1MConfig(DataConfig):
         " paper, without ids and histories.",
         choices=("time", "autoint"),
     )
+    max_history: int = option(48, "Newest events of each history that are read.", ge=1)
     archive: str | None = option(None, "A copy of ml-1m.zip that you already have; null: it is downloaded.")
 
     @property

@@ -15,8 +15,9 @@ from gemkit.component import component
 from gemkit.config.fields import Config, option
 from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext, Events, SequenceEncoder
+from gemkit.nn.attention import SelfAttention
 from gemkit.nn.jagged import ChunkPlan, chunk_plan, from_chunks, to_chunks
-from gemkit.nn.layers import SelfAttention, mlp
+from gemkit.nn.layers import mlp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class PyramidConfig(Config):
 
     name: str = "pyramid"
     chunk_sizes: tuple[int, ...] = option(
-        (32,), "Slots of a chunk: of events at the bottom, then of summaries at each level up.", ge=2
+        (16,), "Slots of a chunk: of events at the bottom, then of summaries at each level up.", ge=2
     )
     num_summaries: int = option(2, "m, learned summaries of each chunk.", ge=1)
     num_heads: int = option(2, "H, attention heads; size.dim / H must be even.", ge=1)
@@ -85,22 +86,23 @@ class ChunkLevel(nn.Module):
         self.dropout = config.dropout
 
     def up(self, values: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
-        """Shape: (T, D) -> rows (T, D), summaries (K * m, D)."""
-        chunks = to_chunks(self.norm(values), plan)
-        mixed = torch.stack([attend(chunks, plan.valid) for attend in self.attention]).sum(0)
-        values = values + F.dropout(from_chunks(mixed, plan), self.dropout, self.training)
+        """Shape: (T, D) -> chunks (K, C, D), summaries (K * m, D)."""
+        chunks = to_chunks(values, plan)
+        normed = self.norm(chunks)
+        for attend in self.attention:
+            chunks = chunks + F.dropout(attend(normed, plan.valid), self.dropout, self.training)
         if self.ffn is not None and self.ffn_norm is not None:
-            values = values + F.dropout(self.ffn(self.ffn_norm(values)), self.dropout, self.training)
-        return values, self.summarise(to_chunks(values, plan), plan.valid).flatten(0, 1)
+            chunks = chunks + F.dropout(self.ffn(self.ffn_norm(chunks)), self.dropout, self.training)
+        return chunks, self.summarise(chunks, plan.valid).flatten(0, 1)
 
-    def back(self, values: Tensor, summaries: Tensor, plan: ChunkPlan) -> Tensor:
+    def back(self, chunks: Tensor, summaries: Tensor, plan: ChunkPlan) -> Tensor:
         """Adds to each row its chunk's summary as the levels above have changed it.
 
-        Shape: (T, D), (K * m, D) -> (T, D).
+        Shape: (K, C, D), (K * m, D) -> (T, D).
         """
-        context = summaries.view(-1, self.num_summaries, values.shape[-1]).mean(1)
+        context = summaries.view(-1, self.num_summaries, summaries.shape[-1]).mean(1)
         update = torch.sigmoid(self.gate(context)) * self.down(context)
-        return values + update.index_select(0, plan.position // plan.gather.shape[1])
+        return from_chunks(chunks + update.unsqueeze(1), plan)
 
 
 class TopLevel(nn.Module):
@@ -174,11 +176,11 @@ class PyramidEncoder(SequenceEncoder):
             values = values + self.ages(age_bucket(events.ages, self.ages.num_embeddings))
         stack = []
         for level, chunks_of in zip(self.levels, plan.levels, strict=True):
-            rows, values = level.up(values, chunks_of)
-            stack.append(rows)
+            chunks, values = level.up(values, chunks_of)
+            stack.append(chunks)
         values, cls = self.top(values, events.cls, plan.top)
-        for level, chunks_of, rows in zip(reversed(self.levels), reversed(plan.levels), reversed(stack), strict=True):
-            values = level.back(rows, values, chunks_of)
+        for level, chunks_of, chunks in zip(reversed(self.levels), reversed(plan.levels), reversed(stack), strict=True):
+            values = level.back(chunks, values, chunks_of)
         return events._replace(values=values, cls=cls)
 
 

@@ -48,7 +48,7 @@ class Distill(TransferStrategy):
         from gemkit.session import load_run
 
         self.config = config
-        teacher, _ = load_run(Path(config.teacher), load_registry(), context.schema)
+        teacher = load_run(Path(config.teacher), load_registry(), context.schema).model
         if teacher.schema.task_names != context.schema.task_names:
             raise GemkitError(
                 f"the teacher predicts {', '.join(teacher.schema.task_names)}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pytest
 import torch
 
 from gemkit.config.run import OptimizerConfig, RunConfig
+from gemkit.data.prepare import dataset_folder
 from gemkit.errors import GemkitError
 from gemkit.evaluate import evaluate
+from gemkit.predict import predict
 from gemkit.registry import load_registry
 from gemkit.runs import checkpoint
 from gemkit.runs.folder import RunFolder
@@ -104,6 +107,22 @@ def test_resuming_refuses_changed_data(data: Path, tmp_path: Path) -> None:
     other = tiny_run(tmp_path / "other", "train.max_steps=1", f"runs={tmp_path / 'runs'}", seed=7)
     with pytest.raises(GemkitError, match="has changed since the checkpoint"):
         trained(other, resume=folder.path)
+
+
+def test_evaluating_and_predicting_refuse_changed_data(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "train.max_steps=1")
+    _, folder = trained(run)
+    file = Path(run.data.examples)
+    rows = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(rows.slice(0, rows.num_rows - 5), file)
+    shutil.rmtree(dataset_folder(run.data))
+    for use in (
+        lambda: evaluate(folder.path, load_registry(), silent()),
+        lambda: predict(folder.path, file, tmp_path / "out.csv", load_registry(), silent()),
+    ):
+        with pytest.raises(GemkitError, match="has changed since the checkpoint"):
+            use()
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_the_run_folder_is_complete(data: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from gemkit.data.collate import plain_layout
 from gemkit.errors import GemkitError
 from gemkit.interfaces import Events
+from gemkit.nn.attention import attention as rotary_attention
+from gemkit.nn.attention import rotate, turns
 from gemkit.nn.init import init_parameters
-from gemkit.nn.layers import rotate
 from gemkit.registry import load_registry
 from gemkit.testing import bench
 from gemkit.testing.contracts_any import nudge
@@ -186,15 +187,37 @@ def test_only_the_first_layer_adds_ages() -> None:
 
 def test_rotation_is_relative() -> None:
     """Scores of rotated queries and keys depend on the distance alone, whatever comes before."""
+    turn = turns(20, 4, torch.device("cpu"))
     q, k = bench.noise("q", 8).expand(1, 20, 1, 8), bench.noise("k", 8).expand(1, 20, 1, 8)
-    scores = rotate(q)[0, :, 0] @ rotate(k)[0, :, 0].T
+    turned_q, turned_k = rotate(q, turn)[0, :, 0], rotate(k, turn)[0, :, 0]
+    scores = turned_q @ turned_k.T
     for distance in range(-10, 11):
         diagonal = scores.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-5)
     assert (scores[0, :10].diff().abs() > 1e-4).all()
-    torch.testing.assert_close(rotate(q).norm(dim=-1), q.norm(dim=-1))
+    torch.testing.assert_close(turned_q.norm(dim=-1), q[0, :, 0].norm(dim=-1))
     expected = np.array([turned(array(q[0, i, 0]), i) for i in range(20)])
-    np.testing.assert_allclose(array(rotate(q)[0, :, 0]), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(array(turned_q), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_heads", [1, 2, 3])
+def test_short_attention_is_the_fused_one(num_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of `attention` give the same values and the same gradients, masked slots included."""
+    qkv = bench.noise("qkv", 5, 7, 3 * 12 * num_heads).double()
+    weights = bench.noise("weights", 5, 7, 12 * num_heads).double()
+    valid = torch.arange(7) < torch.tensor([7, 1, 3, 6, 2])[:, None]
+    results = []
+    for longest in (64, 0):
+        monkeypatch.setattr("gemkit.nn.attention.SHORT", longest)
+        leaf = qkv.clone().requires_grad_()
+        mixed = rotary_attention(leaf, valid, num_heads)
+        (mixed * weights).sum().backward()
+        results.append((mixed, leaf.grad))
+    (short, d_short), (fused, d_fused) = results
+    assert short.grad_fn is not None and "ShortAttention" in type(short.grad_fn).__name__
+    assert fused.grad_fn is not None and "ShortAttention" not in type(fused.grad_fn).__name__
+    torch.testing.assert_close(short, fused)
+    torch.testing.assert_close(d_short, d_fused)
 
 
 def test_heads_that_do_not_fit_are_refused() -> None:

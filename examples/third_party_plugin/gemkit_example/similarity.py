@@ -47,7 +47,7 @@ class SimilarityPreserving(TransferStrategy):
         from gemkit.session import load_run
 
         self.weight = config.weight
-        teacher, _ = load_run(Path(config.teacher), load_registry(), context.schema)
+        teacher = load_run(Path(config.teacher), load_registry(), context.schema).model
         self._teacher = (teacher,)  # in a tuple: no submodule, neither trained nor saved with the student
 
     @torch.no_grad()
