@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(r"(<!-- table (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+ROBUSTNESS = re.compile(r"(<!-- robustness -->\n).*?(<!-- end -->)", re.DOTALL)
 METRICS = {"auc": "AUC", "logloss": "logloss", "ne": "NE", "gauc_impressions": "gAUC (by impressions)"}
 
 
@@ -51,9 +52,46 @@ def page(text: str) -> str:
         return match[1] + table(report, match[3]) + match[4]
 
     filled, count = MARK.subn(fill, text)
+    filled = ROBUSTNESS.sub(lambda match: match[1] + robustness() + match[2], filled)
     if not count:
         raise SystemExit(f"{PAGE} has no table marks")
     return filled
+
+
+def robustness() -> str:
+    """What the robustness files say, a row each."""
+    kills, configs, data, soak = (
+        json.loads((RESULTS / f"robustness_{name}.json").read_text(encoding="utf-8"))
+        for name in ("kills", "configs", "data", "soak")
+    )
+    phases = ", ".join(f"{number} {phase}" for phase, number in kills["kills_by_phase"].items())
+    outcomes = ", ".join(f"{number} {outcome}" for outcome, number in data["outcomes"].items())
+    named, wrong = configs["errors_that_name_what_was_hit"], configs["outcomes"]
+    first, last = soak["readings"][0]["step"], soak["readings"][-1]["step"]
+    rows = [
+        (
+            "kill -9 at random moments",
+            "resumed each time: the bits of the uninterrupted run",
+            f"{kills['kills']} kills ({phases}): {kills['runs_with_the_same_bits']} of {kills['runs']} runs have them",
+        ),
+        (
+            "mutated configs and command lines",
+            "each a clear error or a valid run",
+            f"{configs['mutations']:,}: {wrong['clear error']} errors, {wrong['valid run']} valid runs, "
+            f"{wrong['defect']} neither; {named:.1%} of the errors name what was changed",
+        ),
+        (
+            "fuzzed data sets, CSV and Parquet files",
+            "detected, or read correctly",
+            f"{data['count']}: {outcomes}; {len(data['defects'])} silently wrong or crashed",
+        ),
+        (
+            "memory over a long run",
+            f"at step {last:,} within 2 % of that at step {first}",
+            f"{soak['growth_since_step_500']:+.2%}",
+        ),
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [("what", "goal", "measured"), ("---",) * 3, *rows])
 
 
 def main() -> int:

@@ -158,6 +158,21 @@ class GEM(nn.Module):
         readout = self.readout(x, events)
         return Outputs(self.head(readout, batch), readout, tapped)
 
+    def check_taps(self, taps: tuple[str, ...]) -> None:
+        """
+        Raises:
+            GemkitError: A name is that of no inner tensor.
+        """
+        known = [f"block{i}.x" for i in range(len(self.blocks))]
+        for name in taps:
+            if name not in known:
+                raise GemkitError(
+                    f"the transfer strategy taps '{name}', which this model does not have",
+                    where="transfer",
+                    allowed=", ".join(known),
+                    fix="use a student with more blocks (size.num_blocks), or another tap",
+                )
+
     @property
     def shares_histories(self) -> bool:
         """Whether examples of one user at one time may share the encoding of their history."""

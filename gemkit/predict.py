@@ -48,7 +48,9 @@ def predict(run_folder: Path, input: Path, output: Path, registry: Registry, pro
     loaded = load_run(run_folder, registry)
     model, backend = loaded.model, loaded.backend
     dataset = loaded.open_dataset(registry, progress)
-    examples = encode_examples(dataset, _read(input, dataset, getattr(model.run.data, "separator", "|")), input.name)
+    examples = encode_examples(
+        dataset, read_examples(input, dataset, getattr(model.run.data, "separator", "|")), input.name
+    )
     loader = make_loader(model.run, examples, model, backend, "test", model.run.train.eval_batch_size)
     parts = []
     with torch.no_grad(), progress, progress.task("predict", total=examples.num_examples) as bar:
@@ -61,10 +63,16 @@ def predict(run_folder: Path, input: Path, output: Path, registry: Registry, pro
     return examples.num_examples
 
 
-def _read(path: Path, dataset: Dataset, separator: str) -> pa.Table:
+def read_examples(path: Path, dataset: Dataset, separator: str) -> pa.Table:
+    """The columns of a file that a data set's features are made of.
+
+    Raises:
+        GemkitError: The file cannot be read, lacks a column, or has no rows.
+    """
     schema, named = dataset.schema, dataset.manifest["columns"]
     lists = [f.name for f in schema.categorical if f.multi] + [v.name for v in schema.vectors]
-    text = [named["user"], named["surface"], *(f.name for f in schema.categorical), *(v.name for v in schema.vectors)]
+    user = named["user"] if schema.has_events else None  # else nobody asks whose row it is
+    text = [user, named["surface"], *(f.name for f in schema.categorical), *(v.name for v in schema.vectors)]
     numbers = [f.name for f in schema.dense]
     table = read_table(path, text=text, numbers=numbers, others=[named["timestamp"], named["example_id"]])
     if table.num_rows == 0:

@@ -26,6 +26,7 @@ from gemkit.nn.init import init_parameters
 from gemkit.registry import Registry
 from gemkit.runs import checkpoint
 from gemkit.runs.folder import RunFolder
+from gemkit.runs.keeping import BEST
 from gemkit.runs.progress import Progress
 
 DENSE, TABLES = "dense.", "tables."
@@ -195,7 +196,7 @@ def load_run(path: Path, registry: Registry, schema: Schema | None = None) -> Lo
     """
     folder = RunFolder.open(path)
     run = load_run_config(folder.path / "config.yaml", registry)
-    file = folder.checkpoints / "best.safetensors"
+    file = folder.checkpoints / BEST
     tensors, state = checkpoint.load(file)
     backend: ParallelBackend = registry.build("parallel", run.parallel)
     backend.launch(run)

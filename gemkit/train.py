@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import time
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gemkit.component import KINDS
 from gemkit.config.build import to_yaml
-from gemkit.config.run import OptimizerConfig, RunConfig
+from gemkit.config.run import RunConfig
 from gemkit.data.batch import Batch
 from gemkit.data.loader import Loader
 from gemkit.errors import GemkitError
@@ -24,12 +24,20 @@ from gemkit.metrics.collector import MetricCollector
 from gemkit.metrics.names import is_better
 from gemkit.nn.init import init_parameters
 from gemkit.registry import Registry
+from gemkit.runs.checkpoint import seed_rng
+from gemkit.runs.clock import Clock
 from gemkit.runs.folder import RunFolder
-from gemkit.runs.progress import Progress
+from gemkit.runs.keeping import remove_leftovers
+from gemkit.runs.lock import locked
+from gemkit.runs.log import logged
+from gemkit.runs.progress import Bar, Progress
+from gemkit.runs.stopping import Stopped, StopRequest
 from gemkit.runs.tables import print_run_end
 from gemkit.runs.tensorboard import TensorBoardWriter
+from gemkit.runs.wording import key_metrics, notes, sentence, slug
+from gemkit.schedule import schedule
 from gemkit.session import base_rates, build_model, evaluate_split, make_loader, open_dataset, to_device
-from gemkit.state import TrainingState
+from gemkit.state import TrainingState, check_room
 
 
 def train(
@@ -47,23 +55,40 @@ def train(
 
     Returns:
         What metrics.json holds: ``{"test": {task: {...}}, "train": {...}}``.
+
+    Raises:
+        GemkitError: Something that the user can mend.
+        Stopped: SIGINT or SIGTERM came; a checkpoint was written, from which the run can go on.
     """
-    training = Training(run, registry, resume, progress or Progress(), command or ["gemkit", "train"])
-    training.fit()
-    return training.finish()
+    with contextlib.ExitStack() as resources:
+        command = command or ["gemkit", "train"]
+        training = Training(run, registry, resume, progress or Progress(), command, resources)
+        with training.stop:
+            training.fit()
+            return training.finish()
 
 
 class Training:
-    """One training run; the methods stand in the order in which they run."""
+    """One training run; the methods stand in the order in which they run.
+
+    Args:
+        resources: Closes the run folder's lock and log when the run is over.
+    """
 
     def __init__(
-        self, run: RunConfig, registry: Registry, resume: Path | None, progress: Progress, command: list[str]
+        self,
+        run: RunConfig,
+        registry: Registry,
+        resume: Path | None,
+        progress: Progress,
+        command: list[str],
+        resources: contextlib.ExitStack,
     ) -> None:
         """Sets everything up: backend, data, model, optimisers, run folder; goes back to a checkpoint if asked."""
         self.run, self.progress = run, progress
         if run.train.num_threads:
             torch.set_num_threads(run.train.num_threads)
-        torch.manual_seed(run.seed)
+        seed_rng(run.seed)
         if torch.cuda.is_available():
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -79,6 +104,7 @@ class Training:
             init_parameters(self.transfer, run.seed)
             self.transfer.to(self.backend.fabric.device)
             self.transfer.prepare(self.model.dense, self.model.embeddings)
+            self.model.dense.check_taps(self.transfer.taps)
         if run.train.compile:
             for block in self.model.dense.blocks:
                 block.compile(dynamic=True)
@@ -94,19 +120,26 @@ class Training:
         self.collector = MetricCollector(schema, base_rates(self.dataset))
 
         if resume is None:
-            plugins = {plugin: version for plugin, _, version in _plugins_of(run, registry)}
-            self.folder = RunFolder.create(Path(run.runs), _slug(run), to_yaml(run), command, plugins)
+            chosen = [(kind, config) for kind in KINDS if (config := getattr(run, kind)) is not None]
+            owners = [registry.plugin_of(kind, config.name) for kind, config in chosen]
+            plugins = {plugin: version for plugin, _, version in owners}
+            self.folder = RunFolder.create(Path(run.runs), slug(run), to_yaml(run), command, plugins)
         else:
             self.folder = RunFolder.open(resume)
+        resources.enter_context(locked(self.folder.path))
+        resources.enter_context(logged(self.folder.path, progress))
+        remove_leftovers(self.folder.path)
         self.state = TrainingState(
             schema, self.dataset.fingerprint, self.model, [self.optimizer, *self.other_optimizers], self.transfer
         )
+        check_room(self.state, self.folder.checkpoints, run.train)
         if resume is not None:
-            self.state.load(self.folder.checkpoints / "last.safetensors")
+            self.state.load(self.folder.checkpoints, progress.print)
             self.folder.rewind(self.state.step)
         self.tensorboard = TensorBoardWriter(self.folder.path / "tensorboard") if run.train.tensorboard else None
-        progress.print(f"{_sentence(run)}\n{self.model.num_parameters:,} parameters, run folder {self.folder.path}")
-        for note in _notes(run, self.backend.fabric.device.type):
+        self.stop = StopRequest()
+        progress.print(f"{sentence(run)}\n{self.model.num_parameters:,} parameters, run folder {self.folder.path}")
+        for note in notes(run, self.backend.fabric.device.type):
             progress.print(note)
 
     def fit(self) -> None:
@@ -117,20 +150,25 @@ class Training:
         self.model.dense.train()
         with self.progress, self.progress.task("train", total=total, done=state.examples) as bar:
             self.clock = Clock(state.train_s, state.examples)
-            while not (state.stopped or state.step >= self.total_steps):
+            self.validate_if_due()  # a run may have been stopped between a step and its validation
+            while not self.ended:
                 batches = to_device(self.loader.epoch(state.epoch, start=state.batch), self.backend)
                 for micro_batches in _groups(batches, size.accumulate):
                     loss = self.step(micro_batches)
                     bar.update(state.examples, loss=loss)
-                    ended = state.batch >= len(self.loader)
-                    if ended:
+                    if state.batch >= len(self.loader):
                         state.epoch, state.batch = state.epoch + 1, 0
-                    last = state.step >= self.total_steps
-                    due = ended if size.eval_every is None else state.step % size.eval_every == 0
-                    if last or due:
-                        self.validate()
-                    if last or ended or state.stopped:
+                    self.validate_if_due()
+                    if size.checkpoint_every and state.step % size.checkpoint_every == 0 and not state.is_saved:
+                        self.save()
+                    self.stop_if_asked()
+                    if self.ended or state.batch == 0:
                         break
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.state.stopped or self.state.step >= self.total_steps
 
     def step(self, micro_batches: list[Batch]) -> Tensor:
         """One step of all optimisers; returns the last micro-batch's loss."""
@@ -148,7 +186,7 @@ class Training:
             # waits for the device once a micro-batch.
             _check_finite(loss, batch, state.step)
             self.backend.fabric.backward(loss / len(micro_batches))
-            self.clock.losses.append(loss.detach())
+            state.losses.append(loss.detach())
             state.examples += batch.size
         clip_norm = self.run.train.clip_norm
         norm = self.backend.clip(self.model.forward, self.optimizer, clip_norm) if clip_norm else None
@@ -159,35 +197,91 @@ class Training:
         state.batch += len(micro_batches)
 
         if state.step % self.run.train.log_every == 0:
-            row = self.clock.lap(state.examples) | {"lr": self.run.optimizer.lr * factor}
-            self.record("train", row | ({} if norm is None else {"grad_norm": float(norm)}))
+            row = {"loss": float(torch.stack(state.losses).mean()), "examples_per_s": self.clock.lap(state.examples)}
+            row |= {"lr": self.run.optimizer.lr * factor} | ({} if norm is None else {"grad_norm": float(norm)})
+            self.record("train", row)
+            state.losses = []
         return loss.detach()
+
+    def validate_if_due(self) -> None:
+        """Validates after each `eval_every` steps or each epoch, and at the end; once at any step."""
+        state, every = self.state, self.run.train.eval_every
+        due = state.batch == 0 if every is None else state.step % every == 0
+        if state.step > state.validated and (due or self.ended):
+            self.validate()
 
     def validate(self) -> None:
         """Metrics of the validation split; keeps the best checkpoint and writes the last."""
         state, monitor = self.state, self.run.train.monitor
-        state.train_s = self.clock.seconds()
         with self.clock.paused(), self.progress.task("validate", total=len(self.dataset.split("valid"))) as bar:
-            metrics = evaluate_split(self.model, self.valid, self.backend, self.collector, bar.advance)
+            metrics = evaluate_split(self.model, self.valid, self.backend, self.collector, self.advance(bar))
             self.record("valid", metrics)
             first = self.model.schema.task_names[0]
-            self.progress.print(f"step {state.step:,}: valid {first} {_short(metrics[first])}")
-            # The first is kept whatever it is: where the metric is undefined there is nothing better to go by.
+            self.progress.print(f"step {state.step:,}: valid {first} {key_metrics(metrics[first])}")
+            state.validated = state.step
+            if metrics[first][monitor] is None and monitor != "logloss":
+                if state.best_step == 0:
+                    self.progress.print(
+                        f"note: the valid split has no {monitor} for {first} (all its labels are alike, perhaps); "
+                        "logloss picks the best checkpoint"
+                    )
+                monitor = "logloss"
+            # The first is kept whatever it is: without any label in valid there is nothing to go by.
             if state.best_step == 0 or is_better(monitor, metrics[first][monitor], state.best):
                 state.best, state.best_step, state.waited = metrics[first][monitor], state.step, 0
-                state.save_best(self.folder.checkpoints / "best.safetensors")
+                state.save_best(self.folder.checkpoints)
             else:
                 state.waited += 1
                 state.stopped = self.run.train.patience is not None and state.waited >= self.run.train.patience
-            state.save(self.folder.checkpoints / "last.safetensors")
+            self.save()
+
+    def save(self) -> None:
+        """Writes the last checkpoint.
+
+        Raises:
+            GemkitError: It cannot be written; says from where the run can go on.
+        """
+        self.state.train_s = self.clock.seconds()
+        try:
+            self.state.save(self.folder.checkpoints)
+        except GemkitError as error:
+            fix = f"{error.fix or 'see to it'}; then: {self.resume_line} (earlier checkpoints are as they were)"
+            raise GemkitError(error.what, where=error.where, allowed=error.allowed, fix=fix) from error
+
+    def stop_if_asked(self) -> None:
+        """Writes a checkpoint and ends the run, if SIGINT or SIGTERM came.
+
+        Raises:
+            Stopped: It did.
+        """
+        if self.stop.signal_number is not None:
+            if not self.state.is_saved:  # after the last step it is, and the weights are those of the best
+                self.save()
+            step = f"step {self.state.step:,} of {self.total_steps:,}"
+            message = f"stopped at {step}; a checkpoint is written\n  go on:   {self.resume_line}"
+            raise Stopped(message, self.stop.signal_number)
+
+    def advance(self, bar: Bar) -> Callable[[int], None]:
+        """Counts examples of an evaluation, which can be stopped too: it is done again when the run goes on."""
+
+        def count(examples: int) -> None:
+            bar.advance(examples)
+            self.stop_if_asked()
+
+        return count
+
+    @property
+    def resume_line(self) -> str:
+        """The command that goes on with this run."""
+        return f"gemkit train --resume {shlex.quote(str(self.folder.path))}"
 
     def finish(self) -> dict[str, Any]:
         """Evaluates the best checkpoint on the test split and completes the run folder."""
         state = self.state
-        state.load_best(self.folder.checkpoints / "best.safetensors")
+        state.load_best(self.folder.checkpoints)
         test = self._loader("test", self.run.train.eval_batch_size)
         with self.progress, self.progress.task("test", total=len(self.dataset.split("test"))) as bar:
-            final = evaluate_split(self.model, test, self.backend, self.collector, bar.advance)
+            final = evaluate_split(self.model, test, self.backend, self.collector, self.advance(bar))
         metrics: dict[str, Any] = {
             "test": final,
             "train": {
@@ -215,48 +309,6 @@ class Training:
         return make_loader(self.run, self.dataset, self.model, self.backend, split, batch_size)
 
 
-class Clock:
-    """Seconds of training without the pauses, and the means between two rows of the log."""
-
-    def __init__(self, before_s: float, examples: int) -> None:
-        self._started_s = time.perf_counter() - before_s
-        self._lap_s, self._lap_examples = time.perf_counter(), examples
-        self.losses: list[Tensor] = []
-
-    def seconds(self) -> float:
-        """Since the start, what was trained before a resume included."""
-        return time.perf_counter() - self._started_s
-
-    def lap(self, examples: int) -> dict[str, float]:
-        """Mean loss and examples/s since the last lap."""
-        now_s = time.perf_counter()
-        rate = (examples - self._lap_examples) / (now_s - self._lap_s)
-        row = {"loss": float(torch.stack(self.losses).mean()), "examples_per_s": rate}
-        self._lap_s, self._lap_examples, self.losses = now_s, examples, []
-        return row
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves out what happens inside."""
-        before_s, started_s = time.perf_counter(), self._started_s
-        try:
-            yield
-        finally:
-            pause_s = time.perf_counter() - before_s
-            self._started_s, self._lap_s = started_s + pause_s, self._lap_s + pause_s
-
-
-def schedule(optimizer: OptimizerConfig, step: int, total_steps: int) -> float:
-    """The learning rate of step `step` (from 0) as a fraction of its peak: linear warm-up, then the schedule."""
-    if step < optimizer.warmup_steps:
-        return (step + 1) / optimizer.warmup_steps
-    if optimizer.schedule == "constant":
-        return 1.0
-    done = (step - optimizer.warmup_steps) / max(1, total_steps - optimizer.warmup_steps)
-    left = 1.0 - done if optimizer.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-    return optimizer.final_lr_fraction + (1.0 - optimizer.final_lr_fraction) * left
-
-
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     while group := list(itertools.islice(batches, size)):
         yield group
@@ -270,32 +322,3 @@ def _check_finite(loss: Tensor, batch: Batch, step: int) -> None:
             where=f"batch of {batch.size} examples; example ids {ids}{', ...' if batch.size > 10 else ''}",
             fix="lower optimizer.lr or optimizer.embedding_lr, or look at those examples; checkpoints are untouched",
         )
-
-
-def _sentence(run: RunConfig) -> str:
-    words = [f"{kind}={config.name if (config := getattr(run, kind)) else 'none'}" for kind in KINDS]
-    return " ".join(words)
-
-
-def _slug(run: RunConfig) -> str:
-    names = [getattr(run, kind).name for kind in ("interaction", "sequence", "cross") if getattr(run, kind)]
-    return "-".join([run.data.folder_name, *(names or ["plain"])]) + f"_s{run.seed}"
-
-
-def _notes(run: RunConfig, device: str) -> list[str]:
-    notes = []
-    if device == "cpu" and run.train.precision == "bf16":
-        notes.append("note: bf16 on a CPU without AMX or AVX512 is many times slower than fp32")
-    if run.cross is not None and run.sequence is None:
-        notes.append(f"note: cross={run.cross.name} does nothing here, because sequence=none gives it no events")
-    return notes
-
-
-def _plugins_of(run: RunConfig, registry: Registry) -> list[tuple[str, str, str]]:
-    named = [(kind, getattr(run, kind)) for kind in KINDS]
-    return [registry.plugin_of(kind, config.name) for kind, config in named if config is not None]
-
-
-def _short(metrics: dict[str, Any]) -> str:
-    shown = ("auc", "logloss", "ne")
-    return ", ".join(f"{name} {metrics[name]:.4f}" for name in shown if metrics.get(name) is not None)

@@ -1,11 +1,12 @@
 """`gemkit`: parses the command line, runs a subcommand, and turns errors into a few lines and an exit code.
 
-Exit codes: 0 done; 2 something the user can mend; 1 anything else; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 2 something the user can mend; 1 anything else; 130 stopped by Ctrl-C (143: by SIGTERM).
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -15,12 +16,26 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gemkit import __version__
-from gemkit.cli import components, config, data, doctor, evaluate, predict, train
+from gemkit.cli import components, config, data, doctor, evaluate, inspect, predict, train
+from gemkit.config.fields import check_text, clipped, shown
 from gemkit.errors import GemkitError, did_you_mean
+from gemkit.runs.stopping import Stopped
 
-COMMANDS = (train, evaluate, predict, config, components, data, doctor)
+COMMANDS = (train, evaluate, predict, inspect, config, components, data, doctor)
 
 OK, DEFECT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+_FIXES = {
+    errno.ENOENT: "look for a typing error in the path",
+    errno.EACCES: "name a place that you may read and write, or have its rights changed",
+    errno.EPERM: "name a place that you may read and write, or have its rights changed",
+    errno.EROFS: "name a place that can be written",
+    errno.ENOSPC: "free some space, or name another place",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "name a folder, not a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+"""What mends an error of the operating system."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +50,10 @@ class Parser(argparse.ArgumentParser):
             raise GemkitError(message, where=self.prog, fix=f"{self.prog} --help")
         name, choices = invalid[1], re.findall(r"[\w-]+", invalid[2])
         raise GemkitError(
-            f"unknown command '{name}'", where=self.prog, allowed=", ".join(choices), fix=did_you_mean(name, choices)
+            f"unknown command {shown(name)}",
+            where=self.prog,
+            allowed=", ".join(choices),
+            fix=did_you_mean(name, choices),
         )
 
 
@@ -69,18 +87,54 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         GemkitError: The command line is not understood.
     """
+    _check_words(argv)
     parser = build_parser()
+    if argv and argv[0].startswith("-"):  # an unknown one would make its value look like the command
+        _check_options(parser, "gemkit", [argv[0]])
     args, rest = parser.parse_known_args(argv)
-    strange = [text for text in rest if text.startswith("-") or not hasattr(args, "overrides")]
-    if strange:
-        options = ["--traceback", "--config-dir", "--resume", "--input", "--output", "--json", "--help", "--version"]
-        parser_name = f"gemkit {args.command}"
-        fix = did_you_mean(strange[0], options) or f"{parser_name} --help"
-        raise GemkitError(f"{parser_name} does not take '{strange[0]}'", where="command line", fix=fix)
+    _check_options(parser, f"gemkit {args.command}", rest, takes_words=hasattr(args, "overrides"))
     if rest:
         args.overrides += rest
     args.config_dir = getattr(args, "config_dir", [])
     return args
+
+
+def _check_words(argv: Sequence[str]) -> None:
+    """
+    Raises:
+        GemkitError: A word is empty, or is no text.
+    """
+    for number, word in enumerate(argv, 1):
+        check_text(word, f"word {number}", longest=1_000_000)  # overrides and paths have limits of their own
+        if not word or (word.startswith("--") and word.endswith("=")):
+            raise GemkitError(
+                f"word {number} of the command line, {word or 'an empty one'!r}, says nothing",
+                where="gemkit " + clipped(" ".join(argv[: number - 1])),
+                fix="is a variable of the shell empty?",
+            )
+
+
+def _check_options(parser: argparse.ArgumentParser, name: str, words: Sequence[str], takes_words: bool = True) -> None:
+    """
+    Args:
+        name: The command so far, e.g. ``gemkit data build``.
+        takes_words: Whether words that are no options are fine.
+
+    Raises:
+        GemkitError: The command does not take one of the words.
+    """
+    for step in name.split()[1:]:
+        parser = next(a.choices[step] for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    options = [option for action in parser._actions for option in action.option_strings]
+    for word in words:
+        option = word.partition("=")[0]
+        if (word.startswith("-") and option not in options) or not (takes_words or word.startswith("-")):
+            raise GemkitError(
+                f"{name} does not take {shown(word)}",
+                where="command line",
+                allowed=", ".join(o for o in options if o.startswith("--")),
+                fix=did_you_mean(option, options) or f"{name} --help",
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,6 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     except BrokenPipeError:
         # The reader (`| head`) is gone; without this, Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,20 +161,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             return _report(error, f"{type(error).__name__}: {error}", DEFECT, show)
-        return _report(error, f"{error.strerror or error}\n  where:   {error.filename}", USER_ERROR, show)
+        mended = GemkitError(
+            error.strerror or str(error), where=shown(error.filename).strip("'"), fix=_FIXES.get(error.errno or 0)
+        )
+        return _report(error, str(mended), USER_ERROR, show)
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
-        text = (
-            f"{type(error).__name__}: {first}\n"
+        if _is_out_of_memory(error):
+            text = GemkitError(
+                f"there is not enough memory: {clipped(_first_line(error))}",
+                fix="lower train.batch_size, train.eval_batch_size, size.dim or data.max_history",
+            )
+            return _report(error, str(text), USER_ERROR, show)
+        defect = (
+            f"{type(error).__name__}: {_first_line(error)}\n"
             f"  this is a defect of {_culprit(error)}: run again with --traceback to see where"
         )
-        return _report(error, text, DEFECT, show)
+        return _report(error, defect, DEFECT, show)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch raises MemoryError nowhere: on a GPU a class of its own, on a CPU a plain RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "not enough memory" in str(error))
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
 
 
 def _report(error: Exception, text: str, code: int, show: bool) -> int:
     if show:
         traceback.print_exception(error)
-    print(f"error: {text}", file=sys.stderr)
+    # What a file or a word holds must not steer the terminal.
+    safe = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    print(f"error: {safe}", file=sys.stderr)
     return code
 
 

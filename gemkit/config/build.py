@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemkit.component import KINDS, NONE
-from gemkit.config.fields import check_type, from_mapping, to_mapping
+from gemkit.config.fields import Config, check_text, clipped, from_mapping, shown, to_mapping, wrong_type
+from gemkit.config.files import read_yaml
 from gemkit.config.run import OptimizerConfig, RunConfig, SizeConfig, TrainConfig
 from gemkit.errors import GemkitError, did_you_mean
 
 if TYPE_CHECKING:
-    import yaml
-
     from gemkit.registry import Registry
 
 CORE: dict[str, type] = {"train": TrainConfig, "size": SizeConfig, "optimizer": OptimizerConfig}
@@ -35,12 +34,13 @@ def build_run(values: Mapping[str, Any], registry: Registry) -> RunConfig:
     for key in ("seed", "runs", *KINDS):
         if key not in values:
             raise GemkitError(f"the config has no {key}", where=key, fix=f"{key}=...")
-    sections: dict[str, Any] = {"seed": values["seed"], "runs": check_type(values["runs"], str, "runs")}
+    sections: dict[str, Any] = {"seed": values["seed"], "runs": _runs(values["runs"])}
     for name, config in CORE.items():
-        section = values.get(name) or {}
+        section = values.get(name)
+        section = {} if section is None else section
         if not isinstance(section, Mapping):
             raise GemkitError(
-                f"{name} = {section!r} is a section, not a value",
+                f"{name} = {shown(section)} is a section, not a value",
                 where=name,
                 allowed=", ".join(f"{name}.{f.name}" for f in dataclasses.fields(config)),
             )
@@ -56,11 +56,19 @@ def unknown_section(key: str, extra: tuple[str, ...] = ()) -> GemkitError:
     """The error for a first segment that is no section; `extra` are allowed too, and more than sections."""
     known = (*SECTIONS, *extra)
     return GemkitError(
-        f"unknown key {key}",
+        f"unknown key {clipped(key)}",
         where="top level",
         allowed=", ".join(known),
         fix=did_you_mean(key.partition(".")[0], known),
     )
+
+
+def _runs(value: Any) -> str:
+    if not isinstance(value, str):
+        raise wrong_type(value, str, "runs")
+    if not value:
+        raise GemkitError("runs is empty", where="runs", allowed="a folder", fix="runs=runs")
+    return check_text(value, "runs")
 
 
 def check_run(run: RunConfig, registry: Registry) -> None:
@@ -77,7 +85,23 @@ def check_run(run: RunConfig, registry: Registry) -> None:
             allowed=f"a divisor of {run.train.batch_size}",
         )
     for kind in KINDS:
-        registry.config(kind, getattr(run, kind))  # of this registry, and of the right kind
+        config = registry.config(kind, getattr(run, kind))  # of this registry, and of the right kind
+        if isinstance(config, Config):
+            config.check_run(run)
+    if run.cross is not None and run.sequence is None:
+        layer = registry.get("cross", run.cross.name).cls
+        if getattr(layer, "requires_events", False):
+            raise cross_without_events(f"cross={run.cross.name}")
+
+
+def cross_without_events(word: str) -> GemkitError:
+    """The error for a cross layer that has nothing to work with."""
+    return GemkitError(
+        f"{clipped(word)} needs events, and sequence is none",
+        where="cross",
+        allowed="cross=none, where sequence=none",
+        fix="cross=none, or choose a sequence: sequence=pyramid",
+    )
 
 
 def to_yaml(run: RunConfig) -> str:
@@ -95,31 +119,15 @@ def load_run_config(path: Path, registry: Registry) -> RunConfig:
     Raises:
         GemkitError: The file is missing or broken, or names what is not installed.
     """
-    import yaml
-
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError:
         raise GemkitError(
             "there is no saved config here", where=str(path), fix="name a run folder, e.g. runs/<name>"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise GemkitError(f"cannot read the saved config: {error}", where=str(path)) from error
-    except yaml.YAMLError as error:
-        raise broken_yaml(error, str(path)) from error
-    if not isinstance(values, Mapping):
-        raise GemkitError("a saved config is a mapping of sections", where=str(path), allowed=", ".join(SECTIONS))
     try:
         return build_run(values, registry)
     except GemkitError as error:
         where = f"{path}: {error.where}" if error.where else str(path)
         raise GemkitError(error.what, where=where, allowed=error.allowed, fix=error.fix) from error
-
-
-def broken_yaml(error: yaml.YAMLError, path: str) -> GemkitError:
-    """The error for a file that is no YAML, with its line if the parser knows it."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-    where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else path
-    return GemkitError(f"broken YAML: {problem}", where=where, fix="mend the file at this line, or the one before it")

@@ -12,16 +12,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemkit.component import KINDS, NONE, OPTIONAL_KINDS
+from gemkit.component import KINDS, NONE
 from gemkit.config.build import (
     SECTIONS,
-    broken_yaml,
     build_run,
     check_run,
+    cross_without_events,
     load_run_config,
     to_yaml,
     unknown_section,
 )
+from gemkit.config.fields import clipped, shown
+from gemkit.config.files import find_files, read_config_file
+from gemkit.config.folders import GROUPS, PATCHES, checked, choices_in, config_folders
 from gemkit.config.run import RunConfig
 from gemkit.errors import GemkitError, did_you_mean
 
@@ -32,10 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUPS", "check_run", "choices", "compose", "compose_section", "load_run_config", "to_yaml"]
 
-PATCHES = ("experiment", "ablation")
-"""Groups whose files change any section: a named run, and a named change to it."""
-
-GROUPS = (*KINDS, "size", "optimizer", *PATCHES)
+LONGEST_WORD = 10_000
+"""Characters of one override; more is slow to read, and belongs into a file."""
 
 
 def compose(overrides: Sequence[str], registry: Registry, config_dirs: Iterable[Path] = ()) -> RunConfig:
@@ -53,7 +54,6 @@ def compose(overrides: Sequence[str], registry: Registry, config_dirs: Iterable[
     """
     folders = config_folders(registry, config_dirs)
     wanted = _parse(overrides, registry, folders)
-    _refuse_interpolation(folders)
     values, _ = _merge(None, wanted, registry, folders)
     patches = {g: c for g, c in wanted.groups.items() if g in PATCHES}
     others = {g: c for g, c in wanted.groups.items() if g not in PATCHES}
@@ -64,9 +64,15 @@ def compose(overrides: Sequence[str], registry: Registry, config_dirs: Iterable[
         values |= {g: own[g] for g in swapped}
     run = build_run(values, registry)
     for key in wanted.values:
-        section = key.partition(".")[0]
+        section = section_of(key)
         if getattr(run, section) is None:
             raise GemkitError(f"{key} has no meaning: {section} is none", where=key, fix=f"choose one: {section}=...")
+    if run.sequence is None and run.cross is not None:
+        # The default cross stays, without effect, so that `sequence=none` is a whole ablation; one that was asked for
+        # by name was asked for to do something.
+        for word in (f"cross={wanted.groups['cross']}" if "cross" in wanted.groups else "", *wanted.only(["cross"])):
+            if word:
+                raise cross_without_events(word)
     return run
 
 
@@ -82,30 +88,15 @@ def compose_section(kind: str, overrides: Sequence[str], registry: Registry, con
     folders = config_folders(registry, config_dirs)
     wanted = _parse(overrides, registry, folders)
     for key in (*wanted.groups, *wanted.values):
-        if key.partition(".")[0] != kind:
+        if section_of(key) != kind:
             raise GemkitError(f"{key} does not matter here", where=key, allowed=f"{kind}.<key>=<value>")
-    _refuse_interpolation(folders)
     values, _ = _merge(kind, wanted, registry, folders)
     return registry.config(kind, values.get(kind))
 
 
 def choices(group: str, registry: Registry, config_dirs: Iterable[Path] = ()) -> list[str]:
     """What a group can be set to: YAML files, registered components and, where it makes sense, ``none``."""
-    return _choices(group, registry, config_folders(registry, config_dirs))
-
-
-def config_folders(registry: Registry, config_dirs: Iterable[Path] = ()) -> list[Path]:
-    """Folders of YAML files, first match wins: the user's, gemkit's own, those of plugins."""
-    dirs = [Path(d).expanduser().resolve() for d in config_dirs]
-    for folder in dirs:
-        if not folder.is_dir():
-            raise GemkitError(
-                "--config-dir is not a folder", where=str(folder), allowed="a folder laid out like configs/"
-            )
-    package = Path(__file__).resolve().parent.parent
-    homes = (package.parent / "configs", package / "_configs")
-    own = [home for home in homes if (home / "gem.yaml").is_file()][:1]
-    return [*dirs, *own, *registry.config_folders()]
+    return choices_in(group, registry, config_folders(registry, config_dirs))
 
 
 # --- overrides ----------------------------------------------------------------------------------------------
@@ -125,7 +116,12 @@ class Wanted:
 
     def only(self, sections: Iterable[str]) -> dict[str, str]:
         """The value overrides of some sections."""
-        return {k: v for k, v in self.values.items() if k.partition(".")[0] in set(sections)}
+        return {k: v for k, v in self.values.items() if section_of(k) in set(sections)}
+
+
+def section_of(key: str) -> str:
+    """The first segment of a key: of ``train.epochs`` and ``train[epochs]``, ``train``."""
+    return key.partition(".")[0].partition("[")[0]
 
 
 def _parse(overrides: Sequence[str], registry: Registry, folders: Sequence[Path]) -> Wanted:
@@ -135,22 +131,32 @@ def _parse(overrides: Sequence[str], registry: Registry, folders: Sequence[Path]
     parser = OverridesParser.create()
     wanted = Wanted()
     for text in overrides:
+        if len(text) > LONGEST_WORD:
+            raise GemkitError(
+                f"the word {shown(text)} is too long",
+                where="command line",
+                allowed=f"{LONGEST_WORD:,} characters",
+                fix="put the value into a YAML file, and name the file's folder with --config-dir",
+            )
         try:
             override = parser.parse_override(text)
-        except HydraException as error:
+        except (HydraException, ValueError, RecursionError) as error:
             raise GemkitError(
-                f"cannot read the override {text!r}",
+                f"cannot read the override {shown(text)}",
                 where="command line",
                 allowed="group=choice or section.key=value, e.g. interaction=wukong train.epochs=2",
                 fix="quote values with special characters: 'data.root=\"my folder\"'",
             ) from error
         key = override.key_or_group
-        section = key.partition(".")[0].partition("[")[0]
+        section = section_of(key)
         if section not in (*SECTIONS, *PATCHES) or (section in PATCHES and key != section) or override.package:
-            raise unknown_section(text.partition("=")[0] if override.package else key, PATCHES)
+            raise unknown_section(key if key and not override.package else text.partition("=")[0] or text, PATCHES)
         if override.is_sweep_override():
             raise GemkitError(
-                f"{text} asks for several values", where=key, allowed="one value", fix="start one run for each value"
+                f"{clipped(text)} asks for several values",
+                where=key,
+                allowed="one value",
+                fix="start one run for each value",
             )
         if key in GROUPS:
             _add_choice(override, key, wanted, registry, folders)
@@ -162,10 +168,10 @@ def _parse(overrides: Sequence[str], registry: Registry, folders: Sequence[Path]
 
 def _add_choice(override: Override, group: str, wanted: Wanted, registry: Registry, folders: Sequence[Path]) -> None:
     value = override.value()
-    allowed = _choices(group, registry, folders)
+    allowed = choices_in(group, registry, folders)
     if override.is_delete() or isinstance(value, dict | list):
         raise GemkitError(
-            f"{override.input_line}: {group} is set by the name of one choice",
+            f"{clipped(str(override.input_line))}: {group} is set by the name of one choice",
             where=group,
             allowed=", ".join(allowed),
             fix=f"{group}=<choice>, and its fields as {group}.<key>=<value>",
@@ -178,16 +184,9 @@ def _add_choice(override: Override, group: str, wanted: Wanted, registry: Regist
         if group in KINDS:
             raise registry.unknown(group, name, extra=allowed)
         raise GemkitError(
-            f"unknown {group} '{name}'", where=group, allowed=", ".join(allowed), fix=did_you_mean(name, allowed)
+            f"unknown {group} {shown(name)}", where=group, allowed=", ".join(allowed), fix=did_you_mean(name, allowed)
         )
     wanted.groups[group] = name
-
-
-def _choices(group: str, registry: Registry, folders: Sequence[Path]) -> list[str]:
-    names = {file.stem for folder in folders for file in (folder / group).glob("*.yaml")}
-    if group in KINDS:
-        names |= set(registry.names(group))
-    return sorted(names) + ([NONE] if group in OPTIONAL_KINDS else [])
 
 
 # --- merging ------------------------------------------------------------------------------------------------
@@ -198,29 +197,27 @@ def _merge(
 ) -> tuple[dict[str, Any], Mapping[str, str]]:
     """Merged plain values and the choice of each group: of a whole run, or of one kind alone."""
     import hydra
-    import yaml
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    first, *rest = (str(f) for f in folders)
     overrides = [*(f"{g}={c}" for g, c in wanted.groups.items()), *wanted.values.values()]
-    quoted = ",".join('"file://' + f.replace("\\", "\\\\").replace('"', '\\"') + '"' for f in rest)
+    problems: dict[str, GemkitError] = {}
     try:
-        with _store(registry, folders, kind), hydra.initialize_config_dir(first, version_base="1.3"):
-            merged = hydra.compose(_ROOT, [f"hydra.searchpath=[{quoted}]", *overrides], return_hydra_config=True)
+        with _store(registry, folders, kind, problems), hydra.initialize(None, version_base="1.3"):
+            merged = hydra.compose(_ROOT, ["hydra.searchpath=[]", *overrides], return_hydra_config=True)
             picked = dict(merged.hydra.runtime.choices)
             plain = OmegaConf.to_container(merged)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise broken_yaml(error, mark.name if mark else "a config file") from error
     except MissingConfigException as error:
-        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        missing = error.missing_cfg_file or ""
+        if missing in problems:
+            raise problems[missing] from error
+        group, _, name = missing.rpartition("/")
         if group in KINDS:
-            raise registry.unknown(group, name, extra=_choices(group, registry, folders)) from error
-        raise GemkitError(_first_line(error), where="config files") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise GemkitError(_first_line(error), where="config files or overrides") from error
+            raise registry.unknown(group, name, extra=choices_in(group, registry, folders)) from error
+        raise GemkitError(clipped(_first_line(error)), where="config files") from error
+    except (HydraException, OmegaConfBaseException, AssertionError, ValueError, RecursionError) as error:
+        raise GemkitError(clipped(_first_line(error)), where="config files or overrides") from error
     assert isinstance(plain, dict)
     del plain["hydra"]
     _check_plain(plain, "")
@@ -231,27 +228,48 @@ _ROOT = "_root"
 
 
 @contextlib.contextmanager
-def _store(registry: Registry, folders: Sequence[Path], kind: str | None) -> Iterator[None]:
-    """Lets Hydra see what is in no folder: components without a YAML file, and the root config.
+def _store(
+    registry: Registry, folders: Sequence[Path], kind: str | None, problems: dict[str, GemkitError]
+) -> Iterator[None]:
+    """Lets Hydra see our files and the components without one, and no folder: it reads no file itself.
 
-    The root is read here because Hydra looks for it in the first folder only.
+    Args:
+        problems: Receives "group/name" -> what is wrong with a file, for the case that it is chosen.
     """
     from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
 
     root = next(folder / "gem.yaml" for folder in folders if (folder / "gem.yaml").is_file())
     store = ConfigStore.instance()
     before = store.repo
     store.repo = dict(before)
     try:
-        store.store(_ROOT, OmegaConf.load(root) if kind is None else {"defaults": [{kind: "???"}]})
+        store.store(_ROOT, checked(read_config_file(root), None).values if kind is None else _only(kind))
+        found = find_files(folders, GROUPS)
+        for (group, name), path in found.items():
+            try:
+                file = checked(read_config_file(path), group)
+                if group in KINDS and not {"name", "defaults"} & set(file.values):
+                    raise GemkitError(
+                        f"{group} has no name",
+                        where=str(path),
+                        allowed=", ".join(registry.names(group)),
+                        fix="name: ...",
+                    )
+            except GemkitError as problem:
+                problems[f"{group}/{name}"] = problem
+            else:
+                store.store(name, file.values, group=group, package=file.package)
         for group in KINDS:
-            files = {file.stem for folder in folders for file in (folder / group).glob("*.yaml")}
-            for name in {*registry.names(group), NONE} - files:
-                store.store(name, {"name": name}, group=group)
+            for name in {*registry.names(group), NONE}:
+                if (group, name) not in found:
+                    store.store(name, {"name": name}, group=group)
         yield
     finally:
         store.repo = before
+
+
+def _only(kind: str) -> dict[str, Any]:
+    return {"defaults": [{kind: "???"}]}
 
 
 def _check_plain(value: Any, where: str) -> None:
@@ -265,18 +283,12 @@ def _check_plain(value: Any, where: str) -> None:
         raise GemkitError(f"{where} must be given", where=where, fix=f"{where}=...")
 
 
-def _refuse_interpolation(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        for pattern in ("*.yaml", *(f"{group}/*.yaml" for group in GROUPS)):
-            for file in sorted(folder.glob(pattern)):
-                for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-                    if "${" in line and not line.lstrip().startswith("#"):
-                        raise _interpolation(line.strip(), f"{file}, line {number}")
-
-
 def _interpolation(text: str, where: str) -> GemkitError:
     return GemkitError(
-        f"interpolation is not supported: {text}", where=where, allowed="plain values", fix="write the value itself"
+        f"interpolation is not supported: {clipped(text)}",
+        where=where,
+        allowed="plain values",
+        fix="write the value itself",
     )
 
 

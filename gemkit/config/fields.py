@@ -16,9 +16,24 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemkit.errors import GemkitError, did_you_mean
+
+if TYPE_CHECKING:
+    from gemkit.config.run import RunConfig
+
+LARGEST = 2**31 - 1
+"""Largest whole number of a field that names no bound of its own: what indices and libraries can count to."""
+
+LARGEST_FLOAT = 1e30
+"""The same for a number; its square root is still far below what 32 bits hold."""
+
+LONGEST = 4096
+"""Characters of the longest text; the longest path of most systems."""
+
+SHOWN = 120
+"""Characters of a value that an error message shows."""
 
 
 def option(
@@ -30,10 +45,17 @@ def option(
     le: float | None = None,
     lt: float | None = None,
     choices: Sequence[str] | None = None,
+    filled: bool = False,
 ) -> Any:
-    """A dataclass field with its documentation, bounds and choices. `doc` names the unit, if it has one."""
+    """A dataclass field with its documentation, bounds and choices. `doc` names the unit, if it has one.
+
+    Args:
+        ge, gt, le, lt: Bounds of a number; a whole number without `le` or `lt` ends at `LARGEST`.
+        filled: An empty text or list is refused.
+    """
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     metadata = {"doc": doc, "choices": choices, **{k: v for k, v in bounds.items() if v is not None}}
+    metadata |= {"filled": True} if filled else {}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -58,6 +80,23 @@ class Config:
     def check(self) -> None:
         """For subclasses: conditions between fields. Raise `GemkitError` with `where` a field name."""
 
+    def check_run(self, run: RunConfig) -> None:
+        """For subclasses: conditions with other sections. Raise `GemkitError` with `where` a dotted field."""
+
+
+def shown(value: Any) -> str:
+    """A value as error messages show it: its repr, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python refuses to print whole numbers of thousands of digits
+        return f"a very long {type(value).__name__}"
+    return clipped(text)
+
+
+def clipped(text: str) -> str:
+    """A text cut to what fits on a line."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
+
 
 def check_type(value: Any, hint: Any, where: str) -> Any:
     """`value` as `hint` wants it (an int becomes a float, a list a tuple), or a `GemkitError`."""
@@ -78,10 +117,33 @@ def check_type(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, Mapping):
             return from_mapping(typing.cast(type, hint), value, where)
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise GemkitError(f"{where} = {shown(value)} is out of range", where=where, allowed="finite") from None
     elif isinstance(value, hint) and not (isinstance(value, bool) and hint is int):
-        return value
-    raise GemkitError(f"{where} = {value!r} has the wrong type", where=where, allowed=type_name(hint))
+        return check_text(value, where) if isinstance(value, str) else value
+    raise wrong_type(value, hint, where)
+
+
+def wrong_type(value: Any, hint: Any, where: str) -> GemkitError:
+    """The error for a value that is no `hint`."""
+    return GemkitError(f"{where} = {shown(value)} has the wrong type", where=where, allowed=type_name(hint))
+
+
+def check_text(value: str, where: str, longest: int = LONGEST) -> str:
+    """`value`, if a file can hold it and a path may be it.
+
+    Raises:
+        GemkitError: It is too long, or holds a NUL or half a character.
+    """
+    if len(value) > longest:
+        raise GemkitError(f"{where} = {shown(value)} is too long", where=where, allowed=f"{longest:,} characters")
+    if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+        raise GemkitError(
+            f"{where} = {shown(value)} holds a character that is no text", where=where, allowed="text in UTF-8, no NUL"
+        )
+    return value
 
 
 def _check_union(value: Any, args: tuple[Any, ...], hint: Any, where: str) -> Any:
@@ -97,32 +159,39 @@ def _check_union(value: Any, args: tuple[Any, ...], hint: Any, where: str) -> An
             failures.append(error)
     if len(failures) == 1 and failures[0].where != where:
         raise failures[0]  # an error deeper inside the only alternative says more
-    raise GemkitError(f"{where} = {value!r} has the wrong type", where=where, allowed=type_name(hint))
+    raise wrong_type(value, hint, where)
 
 
 def _check_bounds(value: Any, field: dataclasses.Field[Any]) -> None:
     rules = field.metadata
     choices = rules.get("choices")
+    if rules.get("filled") and isinstance(value, str | tuple) and not value:
+        raise GemkitError(f"{field.name} is empty", where=field.name, allowed="anything that is not empty")
     for item in value if isinstance(value, tuple) else (value,):
         if choices is not None and item is not None and item not in choices:
             raise GemkitError(
-                f"{field.name} = {item!r} is not one of its choices",
+                f"{field.name} = {shown(item)} is not one of its choices",
                 where=field.name,
                 allowed=", ".join(choices),
                 fix=did_you_mean(str(item), choices),
             )
         if isinstance(item, bool) or not isinstance(item, int | float):
             continue
+        own = "le" in rules or "lt" in rules
+        largest = LARGEST if isinstance(item, int) else LARGEST_FLOAT
         inside = (
-            math.isfinite(item)
+            (isinstance(item, int) or math.isfinite(item))
             and item >= rules.get("ge", -math.inf)
             and item <= rules.get("le", math.inf)
             and (item > rules.get("gt", -math.inf))
             and (item < rules.get("lt", math.inf))
         )
-        if not inside:
+        if not inside or (not own and abs(item) > largest):
+            allowed = [bounds_text(field), f"<= {largest}" if not own and abs(item) > largest else ""]
             raise GemkitError(
-                f"{field.name} = {item!r} is out of range", where=field.name, allowed=bounds_text(field) or "finite"
+                f"{field.name} = {shown(item)} is out of range",
+                where=field.name,
+                allowed=", ".join(filter(None, allowed)) or "finite",
             )
 
 
@@ -159,7 +228,7 @@ def from_mapping(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     for key in values:
         if key not in known:
             raise GemkitError(
-                f"unknown key {prefix}{key}",
+                f"unknown key {clipped(f'{prefix}{key}')}",
                 where=where or "top level",
                 allowed=", ".join(known),
                 fix=did_you_mean(str(key), known),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from gemkit.config.fields import Config, option, to_mapping
+from gemkit.config.fields import Config, option, shown, to_mapping
 from gemkit.errors import GemkitError
 
 
@@ -27,13 +27,19 @@ class TrainConfig(Config):
     compile: bool = option(False, "torch.compile each block.")
     checkpoint_activations: bool = option(False, "Recompute each block in backward: less memory, more time.")
     eval_every: int | None = option(None, "Steps between validations; null: once an epoch.", ge=1)
+    checkpoint_every: int | None = option(
+        None, "Steps between checkpoints, besides those at each validation; null: only those.", ge=1
+    )
+    keep_checkpoints: int = option(
+        1, "Older checkpoints that are kept beside best and last, in case the last is damaged.", ge=0
+    )
     monitor: str = option(
         "logloss",
         "Validation metric of the first task that picks the best checkpoint.",
         choices=("logloss", "ne", "auc", "gauc_impressions"),
     )
     patience: int | None = option(None, "Stop after this many validations without a better one; null: never.", ge=1)
-    num_threads: int | None = option(None, "CPU threads of PyTorch; null: PyTorch's choice.", ge=1)
+    num_threads: int | None = option(None, "CPU threads of PyTorch; null: PyTorch's choice.", ge=1, le=1024)
     log_every: int = option(50, "Steps between rows in metrics.jsonl.", ge=1)
     tensorboard: bool = option(False, "Also write TensorBoard event files into the run folder.")
 
@@ -42,9 +48,9 @@ class TrainConfig(Config):
 class SizeConfig(Config):
     """The dial: width, depth and number of tokens of the whole model."""
 
-    dim: int = option(32, "Width D of tokens, events and every embedding table.", ge=4)
-    num_blocks: int = option(2, "Blocks; each has a cross, an interaction and a sequence layer.", ge=1)
-    num_tokens: int = option(16, "Tokens that leave each interaction module.", ge=1)
+    dim: int = option(32, "Width D of tokens, events and every embedding table.", ge=4, le=16384)
+    num_blocks: int = option(2, "Blocks; each has a cross, an interaction and a sequence layer.", ge=1, le=256)
+    num_tokens: int = option(16, "Tokens that leave each interaction module.", ge=1, le=4096)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +74,9 @@ class DataConfig(Config):
     """What every data component's config has; a recipe derives its own from it."""
 
     name: str = ""
-    root: str = option("datasets", "Folder that holds data sets; each lives in a folder of its own inside.")
+    root: str = option(
+        "datasets", "Folder that holds data sets; each lives in a folder of its own inside.", filled=True
+    )
     max_history: int = option(64, "Newest events of each history that are read.", ge=1)
 
     @property
@@ -109,5 +117,5 @@ class RunConfig:
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise GemkitError(
-                f"seed = {self.seed!r} is out of range", where="seed", allowed="a whole number, 0 to 2**32 - 1"
+                f"seed = {shown(self.seed)} is out of range", where="seed", allowed="a whole number, 0 to 2**32 - 1"
             )

@@ -17,8 +17,9 @@ import pyarrow as pa
 from gemkit import __version__
 from gemkit.config.fields import to_mapping
 from gemkit.data import storage
+from gemkit.data.arrays import transformed
 from gemkit.data.checks import check_declaration
-from gemkit.data.columns import Codes, Columns, transformed
+from gemkit.data.columns import Codes, Columns
 from gemkit.data.eventlog import EventLog, sort_events
 from gemkit.data.fetch import sha256_of
 from gemkit.data.schema import DenseFeature, Schema, Table
@@ -72,12 +73,14 @@ def build(source: Source, folder: Path, progress: Progress, options: dict[str, A
         surfaces=surfaces,
         group=source.group,
     )
+    for f in schema.dense:
+        examples.refuse_outliers(f, dense_columns[f.name])
     columns = {
         storage.EXAMPLE_ID: _example_ids(source, examples),
         storage.SPLIT: split,
         storage.TIMESTAMP: timestamp,
         storage.HISTORY: log.history if log else np.arange(examples.num_rows, dtype=np.int64),
-        storage.WEIGHT: _weights(source, examples),
+        storage.WEIGHT: _weights(source, examples, train),
         storage.SURFACE: np.zeros(examples.num_rows, np.int32) if surface is None else surface,
         storage.GROUP: _groups(source, examples),
         **({storage.HISTORY_START: log.start, storage.HISTORY_END: log.end} if log else {}),
@@ -108,7 +111,7 @@ def build(source: Source, folder: Path, progress: Progress, options: dict[str, A
             "options": options or {},
             "columns": {name: getattr(source, name) for name in ("user", "timestamp", "surface", "example_id")},
         }
-        storage.write_json(manifest, fresh / storage.MANIFEST)
+        storage.write_json(manifest | {"digest": storage.digest_of(manifest)}, fresh / storage.MANIFEST)
     step()
 
 
@@ -214,13 +217,16 @@ def _groups(source: Source, examples: Columns) -> np.ndarray:
     return examples.codes(source.group, required=True).codes
 
 
-def _weights(source: Source, examples: Columns) -> np.ndarray:
+def _weights(source: Source, examples: Columns, train: np.ndarray) -> np.ndarray:
     if not source.weight:
         return np.ones(examples.num_rows, np.float32)
     weights = examples.numbers(source.weight)
     if (weights < 0).any():
         raise examples.error(source.weight, "weights are negative", weights < 0, allowed=">= 0")
-    return weights.astype(np.float32)
+    weights = weights.astype(np.float32)
+    if not weights[train].any():
+        raise examples.error(source.weight, "all weights of the train split are 0", allowed="some above 0")
+    return weights
 
 
 def _example_ids(source: Source, examples: Columns) -> np.ndarray:

@@ -61,11 +61,11 @@ def _check_names(what: str, names: Iterable[str]) -> None:
         if name in seen:
             raise GemkitError(f"{what} {name!r} is declared twice", where=f"{what}s")
         # Names become columns, file names and parameter names; a dot would split the latter.
-        if not re.fullmatch(r"[^\W_][^./\\:]*", name):
+        if not is_name(name):
             raise GemkitError(
                 f"{what} {name!r} cannot have this name",
                 where=f"{what}s",
-                allowed="a letter or digit, then anything but . / \\ :",
+                allowed="a letter or digit, then anything but . / \\ : and control characters; at most 200 bytes",
                 fix="rename the column",
             )
         seen.add(name)
@@ -86,3 +86,12 @@ def _check_masks(masks: dict[str, str | None]) -> None:
                 raise GemkitError(f"tasks mask each other: {' -> '.join([*path, masker])}", where="tasks")
             path.append(masker)
             masker = masks[masker]
+
+
+def is_name(name: str) -> bool:
+    """Whether a feature, task, event field or table may have this name."""
+    return (
+        re.fullmatch(r"[^\W_][^./\\:]*", name) is not None
+        and name.isprintable()
+        and len(name.encode("utf-8", "surrogateescape")) <= 200
+    )

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from gemkit.data import storage
+from gemkit.data.arrays import offsets_of, standardised
 from gemkit.data.batch import Batch, History, Layout
-from gemkit.data.columns import offsets_of, transformed
 from gemkit.data.dataset import Dataset
 from gemkit.nn.jagged import CHUNK, chunk_plan
 
@@ -98,8 +98,7 @@ def _histories(
 def _dense(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     dense = np.empty((len(rows), len(dataset.schema.dense)), np.float32)
     for i, f in enumerate(dataset.schema.dense):
-        # In float64 until it is standardised: a timestamp has more digits than a float32.
-        dense[:, i] = (transformed(dataset.columns[f.name][rows], f.transform) - f.mean) / f.std
+        dense[:, i] = standardised(dataset.columns[f.name][rows], f)
     return dense
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gemkit.data.arrays import as_array, flat, is_list, is_text, offsets_of, short, standardised
+from gemkit.data.schema import DenseFeature
+from gemkit.data.text import numbers_of, seconds_of, whole_of
 from gemkit.errors import GemkitError, did_you_mean
 
-MAX_SECONDS = 1e11
+MAX_SECONDS = 10**11
 """The year 5138. A larger timestamp is in milliseconds or finer."""
+
+MAX_NUMBER = 1e30
+"""Of a dense feature or a weight. The model computes in float32, which ends at 3.4e38."""
+
+MAX_FLOAT_ID = 2**53
+"""Above it a float64 cannot tell neighbouring whole numbers apart."""
 
 
 class Codes(NamedTuple):
@@ -50,14 +59,16 @@ class Columns:
                 fix=did_you_mean(name, names),
             )
         column = self.table.column(name).combine_chunks()
-        return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        return column.cast(pa.string()) if is_text(column.type) else column
 
     def error(
         self, name: str, what: str, bad: np.ndarray | None = None, *, allowed: str | None = None, fix: str | None = None
     ) -> GemkitError:
         """An error about column `name`; `bad` marks the rows at fault."""
         where = f"{self.title}, column {name}"
-        if bad is not None and len(bad) == self.num_rows:  # inside lists, positions are not rows
+        if bad is not None:
             rows = np.flatnonzero(bad)
             first = ", ".join(str(r + 1) for r in rows[:5])
             where += f", {len(rows)} row{'s' * (len(rows) > 1)}: {first}{' ...' * (len(rows) > 5)} (the first is 1)"
@@ -71,7 +82,7 @@ class Columns:
             )
 
     def numbers(self, name: str) -> np.ndarray:
-        """Finite numbers. Shape: (rows,) float64, or float32 where the column is."""
+        """Finite numbers, at most `MAX_NUMBER`. Shape: (rows,) float64, or float32 where the column is."""
         column = self._as_numbers(name, self.raw(name))
         self.refuse_empty(name, column)
         values = as_array(column)
@@ -82,50 +93,99 @@ class Columns:
                 ~np.isfinite(values),
                 fix="fill them (a separate 0/1 column can say that a value was missing) or drop the rows",
             )
+        large = np.abs(values) > MAX_NUMBER
+        if large.any():
+            raise self.error(
+                name,
+                f"column {name!r} has the value {values[large][0]:g}, which is too large to compute with",
+                large,
+                allowed=f"numbers from {-MAX_NUMBER:g} to {MAX_NUMBER:g}",
+                fix="scale the column, or take its logarithm",
+            )
         return values
 
     def refuse_text(self, name: str) -> None:
         """Raises if a column has text that is no number."""
         self._as_numbers(name, self.raw(name))
 
-    def _as_numbers(self, name: str, column: pa.Array) -> pa.Array:
+    def refuse_outliers(self, feature: DenseFeature, values: np.ndarray) -> None:
+        """Raises if a dense value is so far from the training split's that its standardised form is infinite."""
+        far = ~np.isfinite(standardised(values, feature))
+        if far.any():
+            raise self.error(
+                feature.name,
+                f"column {feature.name!r} has the value {values[far][0]:g}, which is too far from the training split's"
+                f" (mean {feature.mean:g}, deviation {feature.std:g}) to compute with",
+                far,
+                fix="clip the column, or take its logarithm",
+            )
+
+    def _as_numbers(self, name: str, column: pa.Array, row_of: np.ndarray | None = None) -> pa.Array:
+        """float64, or float32 where the column is; `row_of` says to which row each entry belongs, if not to its own."""
         kind = column.type
         if pa.types.is_float32(kind) or pa.types.is_float64(kind):
             return column
         if pa.types.is_boolean(kind):
             column = column.cast(pa.int8())
         if (pa.types.is_primitive(column.type) and not pa.types.is_temporal(kind)) or pa.types.is_null(kind):
-            return column.cast(pa.float64())
+            return column.cast(pa.float64(), safe=False)  # a whole number above 2**53 is rounded
         if is_text(kind):
-            bad = np.array([not _is_number(v) for v in column.to_pylist()])
+            values, bad = numbers_of(column)
             if not bad.any():
-                return pa.array([None if not v else float(v) for v in column.to_pylist()], pa.float64())
+                return values
             shown = column[int(np.flatnonzero(bad)[0])].as_py()
-            raise self.error(name, f"column {name!r} holds text such as {shown!r}", bad, allowed="numbers")
+            bad = self._rows(bad, row_of)
+            raise self.error(name, f"column {name!r} holds text such as {short(shown)}", bad, allowed="numbers")
         raise self.error(name, f"column {name!r} has type {kind}", allowed="numbers")
 
+    def _rows(self, bad: np.ndarray, row_of: np.ndarray | None) -> np.ndarray:
+        """Marks the rows whose entries are marked. Shape: (entries,) -> (rows,) bool."""
+        return bad if row_of is None else np.bincount(row_of[bad], minlength=self.num_rows) > 0
+
     def seconds(self, name: str) -> np.ndarray:
-        """Seconds since 1970, fractions cut off. Shape: (rows,) int64."""
+        """Seconds since 1970, rounded down. Shape: (rows,) int64."""
         column = self.raw(name)
         self.refuse_empty(name, column)
-        if pa.types.is_date(column.type):
+        kind = column.type
+        if pa.types.is_date(kind):
             column = column.cast(pa.timestamp("s"))
         if pa.types.is_timestamp(column.type):
-            return as_array(column.cast(pa.timestamp("s"), safe=False).cast(pa.int64()))
-        values = as_array(column) if pa.types.is_int64(column.type) else self.numbers(name)
-        if (np.abs(values) > MAX_SECONDS).any():
+            units = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+            values = as_array(column.cast(pa.int64())) // units[column.type.unit]
+        elif is_text(kind):
+            parsed, bad = seconds_of(column)
+            if bad.any():
+                shown = column[int(np.flatnonzero(bad)[0])].as_py()
+                raise self.error(
+                    name,
+                    f"column {name!r} holds {short(shown)}, which is not the time that the other rows lead to expect",
+                    bad,
+                    allowed="seconds since 1970 in all rows, or dates like 2026-01-31 or 2026-01-31 09:00:00 in all",
+                )
+            self.refuse_empty(name, parsed)
+            values = as_array(parsed)
+        elif pa.types.is_integer(kind):
+            values = as_array(column)
+        elif pa.types.is_boolean(kind):
+            raise self.error(
+                name, f"column {name!r} has type {kind}", allowed="seconds since 1970, or a date-time type"
+            )
+        else:
+            values = as_array(self._as_numbers(name, column))
+        bad = ~((values <= MAX_SECONDS) & (values >= -MAX_SECONDS))  # NaN is neither
+        if bad.any():
             raise self.error(
                 name,
-                f"column {name!r} is not in seconds: {values[np.abs(values).argmax()]:.0f}",
-                np.abs(values) > MAX_SECONDS,
-                allowed="seconds since 1970, or a date-time type",
+                f"column {name!r} is not in seconds: {float(values[bad][0]):.15g}",
+                bad,
+                allowed="seconds since 1970 up to the year 5138, or a date-time type",
                 fix="divide milliseconds by 1000",
             )
         seconds: np.ndarray = np.floor(values).astype(np.int64)
         return seconds
 
     def labels(self, name: str) -> np.ndarray:
-        """0, 1, or -1 for an empty cell. Shape: (rows,) int8."""
+        """0, 1, or -1 for an empty cell (a NaN is one, as pandas writes it). Shape: (rows,) int8."""
         column = self._as_numbers(name, self.raw(name))
         values = as_array(column.cast(pa.float64()).fill_null(np.nan))
         bad = ~(np.isnan(values) | (values == 0) | (values == 1))
@@ -136,12 +196,24 @@ class Columns:
         return np.where(np.isnan(values), -1, values).astype(np.int8)
 
     def whole(self, name: str) -> np.ndarray:
-        """Whole numbers. Shape: (rows,) int64."""
+        """Whole numbers that fit into 64 bits. Shape: (rows,) int64."""
         column = self.raw(name)
         self.refuse_empty(name, column)
+        if is_text(column.type):
+            parsed, bad = whole_of(column)
+            if bad.any():
+                shown = column[int(np.flatnonzero(bad)[0])].as_py()
+                what = f"column {name!r} has type {column.type}: {short(shown)} is no whole number of 64 bits"
+                raise self.error(name, what, bad, allowed="whole numbers")
+            self.refuse_empty(name, parsed)
+            return as_array(parsed)
         if not pa.types.is_integer(column.type):
             raise self.error(name, f"column {name!r} has type {column.type}", allowed="whole numbers")
-        return as_array(column.cast(pa.int64()))
+        values = as_array(column)
+        if values.dtype == np.uint64 and (values >= 2**63).any():
+            bad = values >= 2**63
+            raise self.error(name, f"column {name!r} has the value {values[bad][0]}", bad, allowed="less than 2**63")
+        return values.astype(np.int64)
 
     def codes(self, name: str, *, required: bool = False) -> Codes:
         """A categorical column of text or whole numbers; `required` refuses empty cells."""
@@ -167,10 +239,10 @@ class Columns:
             raise self.error(
                 name, f"column {name!r} is declared multi but has type {column.type}", allowed="a list in each row"
             )
-        lengths = as_array(pc.list_value_length(column).fill_null(0))
-        encoded = self._encode(name, pc.list_flatten(column))
+        row_of = np.repeat(np.arange(self.num_rows), as_array(pc.list_value_length(column).fill_null(0)))
+        encoded = self._encode(name, flat(column), row_of)
         full = encoded.codes >= 0
-        lengths = np.bincount(np.repeat(np.arange(self.num_rows), lengths)[full], minlength=self.num_rows)
+        lengths = np.bincount(row_of[full], minlength=self.num_rows)
         return offsets_of(lengths), Codes(encoded.codes[full], encoded.values)
 
     def vectors(self, name: str, width: int) -> np.ndarray:
@@ -180,31 +252,38 @@ class Columns:
             raise self.error(name, f"column {name!r} has type {column.type}", allowed="a list of numbers in each row")
         self.refuse_empty(name, column)
         lengths = as_array(pc.list_value_length(column))
-        width = int(lengths[0]) if width == 1 and len(lengths) else width
-        if (lengths != width).any():
+        if width == 1 and len(lengths):
+            width = int(np.bincount(lengths).argmax())  # what most rows have
+        if (lengths != width).any() or not width:
+            shown = ", ".join(str(n) for n in np.unique(lengths)[:5])
             raise self.error(
-                name, f"column {name!r} has vectors of unequal width", lengths != width, allowed=f"{width}"
+                name,
+                f"column {name!r} has vectors of unequal width: {shown} numbers",
+                lengths != width if width else lengths == 0,
+                allowed=f"{width or 'one or more'} numbers in each row",
             )
-        flat = self._as_numbers(name, pc.list_flatten(column)).cast(pa.float32())
-        values = as_array(flat.fill_null(np.nan)).reshape(-1, width)
-        bad = ~np.isfinite(values).all(axis=1)
+        row_of = np.repeat(np.arange(self.num_rows), width)
+        numbers = self._as_numbers(name, flat(column), row_of).cast(pa.float32(), safe=False)
+        values = as_array(numbers.fill_null(np.nan)).reshape(-1, width)
+        bad = ~(np.abs(values) <= MAX_NUMBER).all(axis=1)
         if bad.any():
-            raise self.error(name, f"column {name!r} has NaN, infinite or empty numbers in its vectors", bad)
+            what = f"column {name!r} has NaN, infinite or empty numbers in its vectors, or too large ones"
+            raise self.error(name, what, bad, allowed=f"numbers from {-MAX_NUMBER:g} to {MAX_NUMBER:g}")
         return values
 
-    def _encode(self, name: str, column: pa.Array) -> Codes:
+    def _encode(self, name: str, column: pa.Array, row_of: np.ndarray | None = None) -> Codes:
         kind = column.type
         if pa.types.is_floating(kind):
             column = column.cast(pa.float64())
             values = as_array(column.fill_null(np.nan))
-            bad = ~np.isnan(values) & (values != np.floor(values))
+            bad = ~np.isnan(values) & ((values != np.floor(values)) | (np.abs(values) > MAX_FLOAT_ID))
             if bad.any():
                 raise self.error(
                     name,
                     f"categorical column {name!r} has the value {values[bad][0]:g}",
-                    bad,
-                    allowed="text or whole numbers",
-                    fix="declare it as dense",
+                    self._rows(bad, row_of),
+                    allowed="text or whole numbers; as a float, up to 2**53",
+                    fix="declare it as dense, or store ids as text or whole numbers",
                 )
             column = pa.array(np.nan_to_num(values).astype(np.int64), mask=np.isnan(values))
         elif not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
@@ -214,40 +293,3 @@ class Columns:
         values = encoded.dictionary.cast(pa.string())
         blank = pc.index(values, "").as_py()
         return Codes(np.where(codes == blank, -1, codes) if blank >= 0 else codes, values)
-
-
-def is_list(kind: Any) -> bool:
-    """Whether a column of this type holds a list in each row."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def is_text(kind: Any) -> bool:
-    """Whether a column of this type holds text."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def as_array(column: pa.Array) -> np.ndarray:
-    """An Arrow array without empty cells as a NumPy array."""
-    values: np.ndarray = column.to_numpy(zero_copy_only=False)
-    return values
-
-
-def transformed(values: np.ndarray, transform: str) -> np.ndarray:
-    """A dense column after its `DenseFeature.transform`, in float64."""
-    values = values.astype(np.float64)
-    return np.sign(values) * np.log1p(np.abs(values)) if transform == "log1p" else values
-
-
-def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Where each of several runs starts and ends. Shape: (n,) -> (n+1,) int64."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
-
-
-def _is_number(text: str | None) -> bool:
-    try:
-        float(text or "0")
-    except ValueError:
-        return False
-    return True

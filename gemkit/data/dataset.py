@@ -13,8 +13,10 @@ import pyarrow as pa
 
 from gemkit.config.fields import from_mapping
 from gemkit.data import storage
+from gemkit.data.bounds import check_events, check_examples, check_histories, check_schema, check_texts
 from gemkit.data.schema import Schema
 from gemkit.data.source import SPLITS
+from gemkit.data.verify import REBUILD, read_checked_manifest, verify_files
 from gemkit.errors import GemkitError
 
 
@@ -58,30 +60,32 @@ class Dataset:
         """Opens a dataset folder.
 
         Raises:
-            GemkitError: There is none, it has another format version, or files and manifest disagree.
+            GemkitError: There is none, it has another format version, a file has changed since it was built, or
+                holds what no build writes: an id out of bounds, a history that points outside the event log.
         """
-        manifest = storage.read_manifest(folder)
-        if manifest is None:
-            raise GemkitError(f"{folder} is not a data set", where=str(folder), fix="make it with `gemkit data build`")
-        version = manifest.get("format_version")
-        if version != storage.FORMAT_VERSION:
-            raise GemkitError(
-                f"{folder} has dataset format {version}",
-                where=str(folder / storage.MANIFEST),
-                allowed=f"format {storage.FORMAT_VERSION}, which this gemkit reads",
-                fix="delete the folder and build it again",
-            )
-        schema = from_mapping(Schema, json.loads((folder / storage.SCHEMA).read_text(encoding="utf-8")))
-        examples = storage.open_table(folder / storage.EXAMPLES)
-        events = storage.open_table(folder / storage.EVENTS) if schema.has_events else None
-        for what, table in (("examples", examples), ("events", events)):
-            rows = table.num_rows if table is not None else 0
-            if rows != manifest["rows"][what]:
-                raise GemkitError(
-                    f"{what} has {rows:,} rows, the manifest says {manifest['rows'][what]:,}",
-                    where=str(folder),
-                    fix="delete the folder and build it again",
-                )
+        manifest = read_checked_manifest(folder)
+        verify_files(folder, manifest)
+        rows, files = manifest["rows"], manifest["files"]
+        schema = _schema(folder, files)
+
+        def opened(name: str) -> tuple[pa.Table, str]:
+            if name not in files:
+                raise GemkitError(f"the manifest does not name {name}", where=str(folder), fix=REBUILD)
+            return storage.open_table(folder / name), str(folder / name)
+
+        for table in schema.tables:
+            texts = {"value": pa.string(), "count": pa.int64()}
+            vocabulary, where = opened(f"{storage.VOCABULARIES}/{table.name}.arrow")
+            check_texts(vocabulary, texts, table.num_embeddings - 1, where)
+        examples, where = opened(storage.EXAMPLES)
+        check_examples(schema, examples, rows, where)
+        events = None
+        if schema.has_events:
+            users, where_users = opened(storage.USERS)
+            check_texts(users, {"value": pa.string()}, None, where_users)
+            events, where_events = opened(storage.EVENTS)
+            check_events(schema, events, users.num_rows, rows, where_events)
+            check_histories(examples, events, where)
         return cls(folder, schema, manifest, examples, events)
 
     @property
@@ -110,6 +114,20 @@ class Dataset:
             storage.open_table(self.folder / storage.VOCABULARIES / f"{table}.arrow").column("value").to_pylist()
         )
         return values
+
+
+def _schema(folder: Path, files: Mapping[str, str]) -> Schema:
+    path = folder / storage.SCHEMA
+    if storage.SCHEMA not in files:
+        raise GemkitError(f"the manifest does not name {storage.SCHEMA}", where=str(folder), fix=REBUILD)
+    try:
+        schema: Schema = from_mapping(Schema, storage.read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise GemkitError(f"the schema is damaged: {error}", where=str(path), fix=REBUILD) from error
+    except GemkitError as error:
+        raise GemkitError(error.what, where=f"{path}: {error.where}", allowed=error.allowed, fix=REBUILD) from error
+    check_schema(schema, str(path))
+    return schema
 
 
 def _array(column: pa.Array) -> np.ndarray:

@@ -52,6 +52,8 @@ def encode_examples(dataset: Dataset, table: pa.Table, title: str) -> Dataset:
             columns[f.name] = pa.LargeListArray.from_arrays(offsets, encode(codes, vocabulary))
         else:
             columns[f.name] = encode(examples.codes(f.name), vocabulary)
+    for dense in schema.dense:
+        examples.refuse_outliers(dense, columns[dense.name])
     manifest = dataset.manifest | {"rows": dataset.manifest["rows"] | {"examples": rows}}
     encoded = Dataset(dataset.folder, schema, manifest, storage.table_of(columns), None)
     encoded.events = dataset.events

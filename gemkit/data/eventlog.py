@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gemkit.data.columns import Codes, Columns, as_array, offsets_of
+from gemkit.data.arrays import as_array, offsets_of
+from gemkit.data.columns import Codes, Columns
 from gemkit.data.source import Source
 from gemkit.data.vocabulary import encode, make_vocabulary
+from gemkit.errors import GemkitError
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,16 @@ class EventLog:
 
 
 def sort_events(source: Source, examples: Columns, timestamp: np.ndarray) -> EventLog | None:
-    """Sorts the log and points each example at its history. Ties are excluded: no example sees its own event."""
+    """Sorts the log and points each example at its history. Ties are excluded: no example sees its own event.
+
+    Raises:
+        GemkitError: There are no events, or a column holds what it must not.
+    """
     if source.events is None or source.user is None or source.timestamp is None:
         return None
     events = Columns(source.events, source.events_title)
+    if events.num_rows == 0:
+        raise GemkitError("there are no events", where=events.title, fix="leave the events out, or fill the table")
     (event_user, example_user), users = _shared_codes(
         events.codes(source.user, required=True), examples.codes(source.user, required=True)
     )

@@ -6,6 +6,7 @@
     vocabularies/<table>.arrow   row i is the text of id i + 1
     schema.json              what the columns mean
     manifest.json            format version, counts, hashes, and what it was built from
+    .verified.json           which of these files have been checked since they changed (`gemkit.data.verify`)
 
 Uncompressed Arrow IPC: memory-mapped by gemkit, opened as it is by pandas, polars and DuckDB.
 """
@@ -13,8 +14,11 @@ Uncompressed Arrow IPC: memory-mapped by gemkit, opened as it is by pandas, pola
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +27,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gemkit.data.checks import is_name
 from gemkit.errors import GemkitError
+from gemkit.runs.files import writing_failed
 
 FORMAT_VERSION = 2
 """Raised whenever older dataset folders can no longer be read as they are; they are then rebuilt."""
@@ -46,13 +52,22 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def open_table(path: Path) -> pa.Table:
-    """A memory-mapped table."""
+    """A memory-mapped table, whose lengths and offsets are within the file.
+
+    Raises:
+        GemkitError: There is no such file, or it is no Arrow file as `write_table` writes them.
+    """
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)
+        if table.nbytes > path.stat().st_size:
+            raise pa.ArrowInvalid("its columns are larger than the file")
+    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise GemkitError(
-            f"cannot read {path.name}: {error}", where=str(path.parent), fix="delete the folder and build it again"
+            f"cannot read {path.name}: {reason}", where=str(path.parent), fix="delete the folder and build it again"
         ) from error
+    return table
 
 
 def table_of(columns: dict[str, Any]) -> pa.Table:
@@ -70,13 +85,43 @@ def write_json(value: Any, path: Path) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """JSON as `write_json` writes it.
+
+    Raises:
+        ValueError: It is no JSON, too deep, or names a key twice.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+    except RecursionError as error:
+        raise ValueError("too deep") from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key appears twice")
+    return dict(pairs)
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest, or None if `folder` holds no data set."""
     try:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        value = read_json(folder / MANIFEST)
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def digest_of(manifest: dict[str, Any]) -> str:
+    """The sha256 of a manifest's content, whatever its layout; its own `digest` left out."""
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a dataset folder may have a file of this name, relative to it. No path leads out of the folder."""
+    match = re.fullmatch(rf"{VOCABULARIES}/(.*)\.arrow", name)
+    return name in (EXAMPLES, EVENTS, USERS, SCHEMA) or (match is not None and is_name(match[1]))
 
 
 @contextlib.contextmanager
@@ -84,7 +129,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends well.
 
     Raises:
-        GemkitError: `folder` holds something that is not a data set.
+        GemkitError: `folder` holds something that is not a data set, or the disk cannot be written.
     """
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise GemkitError(
@@ -93,12 +138,14 @@ def replacing(folder: Path) -> Iterator[Path]:
     fresh = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     try:
+        fresh.mkdir(parents=True)
         yield fresh
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
+    except OSError as error:
+        raise writing_failed(folder, error.errno or errno.EIO) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

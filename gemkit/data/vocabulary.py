@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gemkit.data.columns import Codes, as_array
+from gemkit.data.arrays import as_array
+from gemkit.data.columns import Codes
 
 
 def make_vocabulary(parts: Iterable[tuple[Codes, np.ndarray]], min_count: int) -> pa.Table:

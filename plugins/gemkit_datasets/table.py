@@ -86,7 +86,8 @@ class TableRecipe(DataRecipe):
         examples, events = Path(config.examples), Path(config.events) if config.events else None
         listed = [f.name for f in config.categorical if f.multi] + [v.name for v in config.vectors]
         shared = [config.user, config.timestamp]
-        text = [config.user, config.surface, config.group, *(f.name for f in config.categorical)]
+        user = config.user if events else None  # without events nobody asks whose row it is
+        text = [user, config.surface, config.group, *(f.name for f in config.categorical)]
         if config.split.by == "column":
             text.append(config.split.column)
         numbers = [config.weight, *(f.name for f in config.dense), *(t.name for t in config.tasks)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gemkit.component import component
 from gemkit.config.fields import Config, option
+from gemkit.config.memory import check_fits
 from gemkit.config.run import OptimizerConfig, RunConfig
 from gemkit.data.schema import Schema
 from gemkit.errors import GemkitError
@@ -28,6 +29,20 @@ class SingleConfig(Config):
         "Tables: FBGEMM's fused ones, PyTorch's, or FBGEMM's if it is installed.",
         choices=("auto", "fbgemm", "torch"),
     )
+
+    def check_run(self, run: RunConfig) -> None:
+        if self.uses_fbgemm and run.size.dim % 4:
+            raise GemkitError(
+                f"size.dim = {run.size.dim}, and FBGEMM's tables have rows of whole fours",
+                where="size.dim",
+                allowed="a multiple of 4",
+                fix="change it, or parallel.embeddings=torch",
+            )
+
+    @property
+    def uses_fbgemm(self) -> bool:
+        """Whether the tables are FBGEMM's."""
+        return self.embeddings != "torch" and importlib.util.find_spec("fbgemm_gpu") is not None
 
 
 @component("parallel", SingleConfig)
@@ -56,18 +71,19 @@ class SingleProcess(ParallelBackend):
 
     def build_embeddings(self, schema: Schema, dim: int, optimizer: OptimizerConfig, seed: int) -> EmbeddingTables:
         kind = self._tables_kind()
+        rows = sum(t.num_embeddings for t in schema.tables)
+        check_fits(4 * rows * (dim + 1), "the embedding tables", {"size.dim": dim, "rows of the tables": rows})
         tables = kind(schema, dim, optimizer.embedding_lr, optimizer.embedding_eps, seed)
         return tables.to(self.fabric.device)
 
     def _tables_kind(self) -> type[LocalTables]:
-        installed = importlib.util.find_spec("fbgemm_gpu") is not None
-        if self.config.embeddings == "fbgemm" and not installed:
+        if self.config.embeddings == "fbgemm" and not self.config.uses_fbgemm:
             raise GemkitError(
                 "parallel.embeddings = fbgemm, and FBGEMM is not installed",
                 where="parallel.embeddings",
                 fix="pip install fbgemm-gpu-cpu (CPU) or fbgemm-gpu (CUDA), or parallel.embeddings=torch",
             )
-        return FusedTables if installed and self.config.embeddings != "torch" else TorchTables
+        return FusedTables if self.config.uses_fbgemm else TorchTables
 
     def place(self, dense: nn.Module, optimizer: OptimizerConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
         matrices = [p for p in dense.parameters() if p.ndim >= 2]

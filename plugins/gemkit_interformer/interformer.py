@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from gemkit.component import component
 from gemkit.config.fields import Config, option
+from gemkit.config.run import RunConfig
 from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext, CrossFeatureLayer, Events
 from gemkit.nn.jagged import newest, segment_mean
 from gemkit.nn.layers import PoolingByAttention
-from gemkit_interformer.pffn import make_pffn
+from gemkit_interformer.pffn import check_heads, make_pffn
 from gemkit_interformer.summary import Gating, TokenSummary
 
 FLOWS = ("sole", "sep", "n2s", "s2n", "int")
@@ -30,9 +31,11 @@ class InterFormerConfig(Config):
         "before the readout; `n2s` tokens inform events; `s2n` events inform tokens; `int` both.",
         choices=FLOWS,
     )
-    num_cls: int = option(4, "n_sum, tokens that summarise x; put beside the events once, as CLS, by layer 0.", ge=1)
-    num_pma: int = option(2, "Learned queries that pool the events.", ge=1)
-    num_recent: int = option(2, "Newest events that the tokens see as they are.", ge=0)
+    num_cls: int = option(
+        4, "n_sum, tokens that summarise x; put beside the events once, as CLS, by layer 0.", ge=1, le=1024
+    )
+    num_pma: int = option(2, "Learned queries that pool the events.", ge=1, le=1024)
+    num_recent: int = option(2, "Newest events that the tokens see as they are.", ge=0, le=1024)
     gating: str = option(
         "printed",
         "`printed`: sigmoid(X * MLP(X)), as in the paper; `gate`: sigmoid(MLP(X)) * X, as in re-implementations.",
@@ -45,13 +48,17 @@ class InterFormerConfig(Config):
         choices=("linear", "mlp", "gdpa"),
     )
     pffn_residual: bool = option(True, "Adds the events to their personalised form, so that layers stack.")
-    gdpa_heads: int = option(2, "Heads of GDPA; must divide size.dim.", ge=1)
+    gdpa_heads: int = option(2, "Heads of GDPA; must divide size.dim.", ge=1, le=1024)
     personalise_from: str = option(
         "user",
         "Tokens that personalise the events. `user` lets the examples of one user at one time share their history "
         "(on MovieLens-1M half the work); `all`, the paper's way, gives each example a copy of its own.",
         choices=("user", "all"),
     )
+
+    def check_run(self, run: RunConfig) -> None:
+        if self.pffn == "gdpa" and self.flow in ("n2s", "int"):
+            check_heads(self.gdpa_heads, run.size.dim)
 
 
 @component("cross", InterFormerConfig)

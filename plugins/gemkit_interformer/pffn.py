@@ -13,6 +13,19 @@ from gemkit.nn.jagged import from_chunks, jagged_matmul, to_chunks
 from gemkit.nn.layers import mlp
 
 
+def check_heads(num_heads: int, dim: int) -> None:
+    """
+    Raises:
+        GemkitError: GDPA's heads do not divide `dim`.
+    """
+    if dim % num_heads:
+        raise GemkitError(
+            f"cross.gdpa_heads = {num_heads} does not divide size.dim = {dim}",
+            where="cross.gdpa_heads",
+            allowed=", ".join(str(h) for h in range(1, dim + 1) if dim % h == 0),
+        )
+
+
 class PersonalizedFFN(nn.Module):
     """`PFFN(X_sum, S) = f(X_sum) S`, with f linear or an MLP onto a (D, D) matrix.
 
@@ -43,12 +56,7 @@ class GatedDotProductAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise GemkitError(
-                f"cross.gdpa_heads = {num_heads} does not divide size.dim = {dim}",
-                where="cross.gdpa_heads",
-                allowed=", ".join(str(h) for h in range(1, dim + 1) if dim % h == 0),
-            )
+        check_heads(num_heads, dim)
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
 

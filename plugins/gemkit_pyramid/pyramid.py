@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from gemkit.component import component
 from gemkit.config.fields import Config, option
+from gemkit.config.run import RunConfig
 from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext, Events, SequenceEncoder
 from gemkit.nn.attention import SelfAttention
@@ -26,20 +27,41 @@ class PyramidConfig(Config):
 
     name: str = "pyramid"
     chunk_sizes: tuple[int, ...] = option(
-        (16,), "Slots of a chunk: of events at the bottom, then of summaries at each level up.", ge=2
+        (16,), "Slots of a chunk: of events at the bottom, then of summaries at each level up.", ge=2, le=4096
     )
-    num_summaries: int = option(2, "m, learned summaries of each chunk.", ge=1)
-    num_heads: int = option(2, "H, attention heads; size.dim / H must be even.", ge=1)
-    num_parallel: int = option(1, "P, attention modules side by side at each chunk level; their outputs add up.", ge=1)
-    ffn_ratio: float = option(1.0, "Hidden width of the feed-forward after attention, in units of D; 0: none.", ge=0)
+    num_summaries: int = option(2, "m, learned summaries of each chunk.", ge=1, le=1024)
+    num_heads: int = option(2, "H, attention heads; size.dim / H must be even.", ge=1, le=1024)
+    num_parallel: int = option(
+        1, "P, attention modules side by side at each chunk level; their outputs add up.", ge=1, le=64
+    )
+    ffn_ratio: float = option(
+        1.0, "Hidden width of the feed-forward after attention, in units of D; 0: none.", ge=0, le=64
+    )
     align: str = option(
         "newest",
         "Which end of the history its full chunks start from. `oldest` keeps chunks fixed as events "
         "arrive (cacheable).",
         choices=("newest", "oldest"),
     )
-    age_buckets: int = option(32, "Log-spaced buckets of event age, embedded in the first layer; 0: none.", ge=0)
+    age_buckets: int = option(
+        32, "Log-spaced buckets of event age, embedded in the first layer; 0: none.", ge=0, le=4096
+    )
     dropout: float = option(0.0, "On the attention's and the feed-forward's outputs.", ge=0, lt=1)
+
+    def check_run(self, run: RunConfig) -> None:
+        self.check_dim(run.size.dim)
+
+    def check_dim(self, dim: int) -> None:
+        """
+        Raises:
+            GemkitError: The heads do not divide `dim` into even widths, which rotary positions need.
+        """
+        if dim % (2 * self.num_heads):
+            raise GemkitError(
+                f"sequence.num_heads = {self.num_heads} does not divide size.dim = {dim} into even head widths",
+                where="sequence.num_heads",
+                allowed=", ".join(str(h) for h in range(1, dim // 2 + 1) if dim % (2 * h) == 0) or "an even size.dim",
+            )
 
 
 class PyramidPlan(NamedTuple):
@@ -148,12 +170,7 @@ class PyramidEncoder(SequenceEncoder):
     def __init__(self, config: PyramidConfig, context: BuildContext) -> None:
         super().__init__()
         dim = context.dim
-        if dim % (2 * config.num_heads):
-            raise GemkitError(
-                f"sequence.num_heads = {config.num_heads} does not divide size.dim = {dim} into even head widths",
-                where="sequence.num_heads",
-                allowed=", ".join(str(h) for h in range(1, dim // 2 + 1) if dim % (2 * h) == 0),
-            )
+        config.check_dim(dim)
         self.config = config
         self.levels = nn.ModuleList(ChunkLevel(config, dim) for _ in config.chunk_sizes)
         self.top = TopLevel(config, dim)
@@ -163,6 +180,8 @@ class PyramidEncoder(SequenceEncoder):
         """Chunks of every level, and one padded row of top-level summaries for each history."""
         levels = []
         for size in self.config.chunk_sizes:
+            # Slots that no history of the batch fills would only take memory; whole 16s keep shapes few.
+            size = min(size, max(16, -(-int(lengths.max(initial=0)) // 16) * 16))
             levels.append(chunk_plan(lengths, size, self.config.align))
             lengths = levels[-1].counts.numpy() * self.config.num_summaries
         top = chunk_rows(lengths, self.config.align)

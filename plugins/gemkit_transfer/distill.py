@@ -22,8 +22,8 @@ class DistillConfig(Config):
 
     name: str = "distill"
     teacher: str = option("", "Run folder of the teacher; it must know the student's tasks and read its data set.")
-    weight: float = option(1.0, "Weight of the distillation loss beside the label loss.", ge=0)
-    temperature: float = option(1.0, "Divides both sides' logits; the loss is scaled by its square.", gt=0)
+    weight: float = option(1.0, "Weight of the distillation loss beside the label loss.", ge=0, le=1e6)
+    temperature: float = option(1.0, "Divides both sides' logits; the loss is scaled by its square.", gt=0, le=1e6)
 
     def check(self) -> None:
         if not self.teacher:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gemkit.component import component
 from gemkit.config.fields import Config, option
+from gemkit.config.run import RunConfig
 from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext, InteractionModule
 from gemkit.nn.layers import mlp
@@ -22,9 +23,9 @@ class WukongConfig(Config):
 
     name: str = "wukong"
     num_fm_tokens: int | None = option(
-        None, "n_F, tokens out of the FM block; null: half of size.num_tokens, rounded up.", ge=1
+        None, "n_F, tokens out of the FM block; null: half of size.num_tokens, rounded up.", ge=1, le=4096
     )
-    rank: int = option(16, "k, columns of the projection Y in X (X^T Y).", ge=1)
+    rank: int = option(16, "k, columns of the projection Y in X (X^T Y).", ge=1, le=4096)
     hidden: tuple[int, ...] = option((256,), "Hidden widths of the FM block's MLP.", ge=1)
     projection: str = option(
         "static", "Y is a parameter, or made from the compressed input by an MLP.", choices=("static", "attentive")
@@ -37,6 +38,31 @@ class WukongConfig(Config):
     residual_bias: bool = option(False, "A bias in the residual's token compression.")
     cross_layer_attention: bool = option(False, "Tokens also attend to the tokens of all earlier layers.")
     dropout: float = option(0.0, "After each hidden layer of the FM block's MLP.", ge=0, lt=1)
+
+    def check_run(self, run: RunConfig) -> None:
+        self.fm_tokens(run.size.num_tokens)
+
+    def fm_tokens(self, num_tokens: int) -> int:
+        """n_F of a layer that `num_tokens` tokens leave.
+
+        Raises:
+            GemkitError: It leaves no token for the linear compression.
+        """
+        num_fm = self.num_fm_tokens or (num_tokens + 1) // 2
+        if num_fm < num_tokens:
+            return num_fm
+        if self.num_fm_tokens is None or num_tokens == 1:
+            raise GemkitError(
+                f"size.num_tokens = {num_tokens} leaves no token for interaction=wukong's linear compression",
+                where="size.num_tokens",
+                allowed=">= 2",
+            )
+        raise GemkitError(
+            f"interaction.num_fm_tokens = {num_fm} leaves no token for the linear compression",
+            where="interaction.num_fm_tokens",
+            allowed=f"1 to {num_tokens - 1} (size.num_tokens is {num_tokens})",
+            fix="lower it, or raise size.num_tokens",
+        )
 
 
 class TokenLinear(nn.Module):
@@ -134,14 +160,7 @@ class Wukong(InteractionModule):
     def __init__(self, config: WukongConfig, context: BuildContext) -> None:
         super().__init__()
         self.num_tokens_out = context.num_tokens_out
-        num_fm = config.num_fm_tokens or (self.num_tokens_out + 1) // 2
-        if num_fm >= self.num_tokens_out:
-            raise GemkitError(
-                f"interaction.num_fm_tokens = {num_fm} leaves no token for the linear compression",
-                where="interaction.num_fm_tokens",
-                allowed=f"1 to {self.num_tokens_out - 1} (size.num_tokens is {self.num_tokens_out})",
-                fix="lower it, or raise size.num_tokens",
-            )
+        num_fm = config.fm_tokens(self.num_tokens_out)
         n, d = context.num_tokens_in, context.dim
         self.fm = FactorizationMachineBlock(config, n, d, num_fm)
         self.linear = LinearCompressBlock(n, self.num_tokens_out - num_fm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import threading
@@ -32,7 +33,7 @@ def test_a_new_folder_holds_config_command_and_environment(run: RunFolder) -> No
     environment = json.loads((run.path / "environment.json").read_text())
     assert environment["gemkit"] == gemkit.__version__
     assert environment["plugins"] == {"gemkit_wukong": "0.1.0"}
-    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["packages"]["torch"] == importlib.metadata.version("torch")
     assert environment["threads"] == torch.get_num_threads()
     assert environment["memory_bytes"] > 2**28
     assert run.checkpoints.is_dir()
