@@ -20,7 +20,7 @@ import pluggy
 from gemkit import __version__, hookspecs
 from gemkit.component import KINDS, NONE, OPTIONAL_KINDS, ComponentSpec, spec_of
 from gemkit.config.fields import from_mapping, shown
-from gemkit.config.memory import COPIES, check_fits, parameter_bytes, sizes_of
+from gemkit.config.memory import counted, sizes_of
 from gemkit.errors import GemkitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -254,21 +254,9 @@ class Registry:
         if context is None:
             raise TypeError(f"a component of kind {kind!r} is built in a context")
         place = dataclasses.replace(context, build=self.context_build(context))
-        self._check_memory(spec, config, place)
-        return spec.cls(config, place)
-
-    def _check_memory(self, spec: ComponentSpec, config: Any, context: BuildContext) -> None:
-        """Refuses a component whose training would take more memory than there is."""
-        import torch
-
-        # Not inside such a check; and a teacher is a whole run, which is not trained.
-        if spec.kind == "transfer" or torch.empty(0).is_meta:
-            return
-        needed = parameter_bytes(lambda: spec.cls(config, context))
-        if needed:
-            sizes = {"size.dim": context.dim, "size.num_tokens": context.num_tokens_out or 1}
-            what = f"{spec.kind}={spec.name}, trained as layer {context.layer},"
-            check_fits(COPIES * needed, what, sizes_of(config, spec.kind) | sizes)
+        sizes = {"size.dim": context.dim, "size.num_tokens": context.num_tokens_out or 1}
+        what = f"{kind}={spec.name}, trained as layer {context.layer},"
+        return counted(lambda: spec.cls(config, place), what, sizes_of(config, kind) | sizes)
 
     def context_build(self, context: BuildContext) -> Callable[..., Any]:
         """`build(kind, config, **changes)`: builds in this context, with `changes` to it."""

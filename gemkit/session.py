@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gemkit.config.build import load_run_config
 from gemkit.config.fields import from_mapping
+from gemkit.config.memory import check_model, sizes_of
 from gemkit.config.run import RunConfig
 from gemkit.data.batch import Batch
 from gemkit.data.dataset import Dataset
@@ -92,6 +93,7 @@ def open_dataset(run: RunConfig, registry: Registry, progress: Progress) -> Data
 
 def build_model(run: RunConfig, schema: Schema, registry: Registry, backend: ParallelBackend) -> Model:
     """The run's model with its first weights, on the backend's device."""
+    check_model(lambda: GEM(run, schema, registry), sizes_of(run.size, "size"))
     dense = GEM(run, schema, registry)
     init_parameters(dense, run.seed)
     read = schema if dense.reads_events else dataclasses.replace(schema, event_fields=())

@@ -40,33 +40,57 @@ def check_fits(needed: int, what: str, sizes: dict[str, Any]) -> None:
     )
 
 
-def parameter_bytes(build: Callable[[], Any]) -> int | None:
-    """Bytes of the parameters and buffers of the module that `build` makes, without making them.
+def check_model(build: Callable[[], Any], sizes: dict[str, Any]) -> None:
+    """Counts the whole model, and by `counted` each component on the way, before anything of it is made.
 
-    None if it cannot be built without memory: a plugin may read files, or look at its own tensors.
+    What cannot be built without memory is not counted: a plugin may read files, or look at its own tensors.
+
+    Args:
+        build: Makes the model.
 
     Raises:
-        GemkitError: The module refuses its config.
+        GemkitError: It does not fit, or the model refuses its config.
     """
     import torch
 
-    with contextlib.suppress(Exception), torch.device("meta"):
-        try:
+    try:
+        with torch.device("meta"):
             module = build()
-        except GemkitError:
-            raise
-        except (RuntimeError, OverflowError) as error:
-            if "overflow" in str(error).lower():  # too large to be counted in 64 bits
-                return 2**63
-            raise
-        return sum(int(t.numel() * t.element_size()) for t in (*module.parameters(), *module.buffers()))
-    return None
+    except GemkitError:
+        raise
+    except Exception:
+        return
+    check_fits(COPIES * _num_bytes(module), "the model, while it is trained,", sizes)
+
+
+def counted(build: Callable[[], Any], what: str, sizes: dict[str, Any]) -> Any:
+    """What `build` makes; inside `check_model` it is refused if its training would not fit.
+
+    Raises:
+        GemkitError: It does not fit.
+    """
+    import torch
+
+    if not torch.empty(0).is_meta:
+        return build()
+    try:
+        module = build()
+    except (RuntimeError, OverflowError) as error:
+        if "overflow" in str(error).lower():  # too large to be counted in 64 bits
+            check_fits(2**63, what, sizes)
+        raise
+    check_fits(COPIES * _num_bytes(module), what, sizes)
+    return module
 
 
 def sizes_of(config: Any, prefix: str) -> dict[str, Any]:
     """The whole numbers of a config, alone or in lists, by dotted field."""
     values = {f"{prefix}.{f.name}": getattr(config, f.name) for f in dataclasses.fields(config)}
     return {name: value for name, value in values.items() if _largest(value) > 1}
+
+
+def _num_bytes(module: Any) -> int:
+    return sum(int(t.numel() * t.element_size()) for t in (*module.parameters(), *module.buffers()))
 
 
 def _largest(value: Any) -> int:

@@ -70,12 +70,17 @@ def fetch_files(spec: ComponentSpec, config: DataConfig, ui: Progress, say: Say 
 
 
 def build_dataset(spec: ComponentSpec, config: DataConfig, ui: Progress, *, again: bool = False) -> Path:
-    """Builds the dataset folder from fetched files, unless it is current; `again`: even then."""
+    """Builds the dataset folder from fetched files, unless it is current; `again`: even then.
+
+    Raises:
+        GemkitError: The files cannot be built from, or what is there is damaged.
+    """
     folder = dataset_folder(config)
     with _lock(folder):
         if again or not is_current(config):  # asked again under the lock: another process may just have built it
             recipe: DataRecipe = spec.cls(config)
             build(recipe.source(raw_folder(config)), folder, ui, config.build_options)
+        Dataset.open(folder)  # which looks whether all in it is right
     return folder
 
 

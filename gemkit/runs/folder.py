@@ -7,7 +7,8 @@ runs/2026-11-22_10-15-03_wukong-pyramid-interformer_s1/
     metrics.jsonl      history, a row each {"step", "split", ...}
     metrics.json       final metrics
     curves.png         the history as a picture
-    checkpoints/       best and last
+    checkpoints/       best, last and a few older ones
+    log.txt            what was printed, and why it ended
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ class RunFolder:
         """What `write_metrics` wrote.
 
         Raises:
-            GemkitError: The run has not finished, so there is none.
+            GemkitError: The run has not finished, so there is none; or it is damaged.
         """
         path = self.path / METRICS
         if not path.exists():
@@ -175,7 +176,14 @@ class RunFolder:
                 where=METRICS,
                 fix=f"gemkit train --resume {shlex.quote(str(self.path))}",
             )
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise GemkitError(
+                f"{METRICS} is damaged: {error}",
+                where=str(path),
+                fix=f"gemkit train --resume {shlex.quote(str(self.path))} writes it anew",
+            ) from error
         return loaded
 
     def draw_curves(self) -> None:

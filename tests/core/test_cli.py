@@ -218,6 +218,11 @@ def test_data_build_and_inspect_ones_own_file(
     assert json.loads(capsys.readouterr().out)["examples"] == 200
     assert main(["data", "inspect", "table", *options]) == 0
     assert "click" in capsys.readouterr().out
+    examples = next(Path("datasets").glob("*/examples.arrow"))
+    examples.write_bytes(examples.read_bytes()[:-1])
+    assert main(["data", "build", "table", *options]) == 2
+    assert "examples.arrow has changed since the data set was built" in capsys.readouterr().err
+    assert main(["data", "build", "table", *options, "--again"]) == 0
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

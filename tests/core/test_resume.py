@@ -106,6 +106,15 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert_same(folder, whole)
 
 
+def test_a_run_with_a_teacher_resumes_too(data: Path, tmp_path: Path, whole: RunFolder) -> None:
+    overrides = [*OVERRIDES, "transfer=distill", f"transfer.teacher={whole.path}"]
+    train(tiny_run(data, *overrides, f"runs={tmp_path / 'whole'}"), load_registry(), progress=silent())
+    run = tiny_run(data, *overrides, f"runs={tmp_path / 'stopped'}")
+    folder, _ = stopped(run, "step", 6)
+    train(run, load_registry(), folder.path, progress=silent())
+    assert_same(folder, only_run(tmp_path / "whole"))
+
+
 def test_stopped_while_the_test_split_is_evaluated(data: Path, tmp_path: Path, whole: RunFolder) -> None:
     run = tiny_run(data, *OVERRIDES, f"runs={tmp_path}")
     folder, _ = stopped(run, "finish", 13)
@@ -285,6 +294,17 @@ def test_a_pickle_in_place_of_a_checkpoint_runs_nothing(run: tuple[RunConfig, Ru
     assert main(["evaluate", str(folder.path)]) == 2
     assert main(["inspect", str(folder.path)]) == 2
     assert not trap.exists()
+
+
+def test_damaged_metrics_are_named(run: tuple[RunConfig, RunFolder], capsys: pytest.CaptureFixture[str]) -> None:
+    config, folder = run
+    train(config, load_registry(), folder.path, progress=silent())
+    metrics = folder.metrics()
+    (folder.path / "metrics.json").write_text('{"test": ')
+    assert main(["inspect", str(folder.path)]) == 2
+    assert "metrics.json is damaged" in capsys.readouterr().err
+    train(config, load_registry(), folder.path, progress=silent())
+    assert without_times(folder.metrics()) == without_times(metrics)
 
 
 def test_inspect_shows_what_is_inside(whole: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
