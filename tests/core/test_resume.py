@@ -20,12 +20,15 @@ from gemkit.config.run import RunConfig
 from gemkit.errors import GemkitError
 from gemkit.registry import load_registry
 from gemkit.runs import checkpoint, keeping
+from gemkit.runs.clock import Clock
 from gemkit.runs.folder import RunFolder
 from gemkit.runs.inspect import inspect_run
 from gemkit.runs.lock import is_locked, locked
 from gemkit.runs.stopping import Stopped
 from gemkit.testing.runs import silent, tiny_run
 from gemkit.train import Training, train
+
+WithoutRights = Callable[[], contextlib.AbstractContextManager[None]]
 
 # 8 steps an epoch: rows of the history, validations, checkpoints and epochs all end at different steps.
 OVERRIDES = (
@@ -236,6 +239,24 @@ def test_a_full_disk_is_noticed_before_training_and_before_each_checkpoint(
     assert (folder.checkpoints / keeping.LAST).read_bytes() == before
     monkeypatch.undo()
     train(config, load_registry(), folder.path, progress=silent())
+
+
+def test_a_folder_that_became_read_only_keeps_its_checkpoints(
+    data: Path, open_folder: Path, without_rights: WithoutRights
+) -> None:
+    run = tiny_run(data, *OVERRIDES, f"runs={open_folder}")
+    with contextlib.ExitStack() as resources:
+        training = Training(run, load_registry(), None, silent(), ["gemkit", "train"], resources)
+        training.clock = Clock(0.0, 0)
+        training.save()
+        last = training.folder.checkpoints / keeping.LAST
+        before = last.read_bytes()
+        training.state.step = 7
+        training.folder.checkpoints.chmod(0o555)
+        with without_rights(), pytest.raises(GemkitError, match=r"cannot write .*: Permission denied") as caught:
+            training.save()
+        assert f"gemkit train --resume {training.folder.path}" in str(caught.value.fix)
+        assert last.read_bytes() == before and sorted(training.folder.checkpoints.iterdir()) == [last]
 
 
 def test_leftovers_of_a_killed_process_are_removed(run: tuple[RunConfig, RunFolder]) -> None:
