@@ -6,10 +6,11 @@ header carries a sha256 over the state and every tensor's name, type, shape and 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,16 +48,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         GemkitError: The file is missing, is not a checkpoint, is of another format version, or is damaged.
     """
-    if not path.is_file():
-        raise GemkitError(f"there is no checkpoint {path.name}", where=str(path), fix=_others(path))
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            _check_format(header, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            state = _state(header)
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, str(error)) from error
+    with _opened(path) as (file, header, state):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     if _digest(header["state"], tensors) != header.get("sha256"):
         raise _unreadable(path, "its contents do not match its sha256")
     return tensors, state
@@ -79,15 +72,21 @@ def summarise(path: Path) -> Summary:
     Raises:
         GemkitError: As `load`, but for damage to the tensors, which it does not see.
     """
+    with _opened(path) as (file, _, state):
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return Summary(state, {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()})
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
+    """The file, its header, and the state in it."""
     if not path.is_file():
         raise GemkitError(f"there is no checkpoint {path.name}", where=str(path), fix=_others(path))
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             _check_format(header, path)
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            tensors = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
-        return Summary(_state(header), tensors)
+            yield file, header, _state(header)
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, str(error)) from error
 

@@ -234,7 +234,7 @@ class Mutations:
             word = self.rng.choice(("extra", "-x", "--", "-1"))
             argv = (*(path or ("components",)), *REST.get(path, ("interaction",)), "--again-and-again", word)
             return Mutation("surplus option", "--again-and-again", argv, (), ("--again-and-again",), True)
-        folder = self.rng.choice(("{folder}/nowhere", "{folder}/file", "/dev/null", "/root/\0", "x" * 5000, ""))
+        folder = self.rng.choice(("{folder}/nowhere", "{folder}/file", "/dev/null", "/private/\0", "x" * 5000, ""))
         argv = ("config", *self.words, "--config-dir") + ((folder,) if form == 2 else ())
         return Mutation(
             "option value", "--config-dir", argv, (("file", b"text"),), ("--config-dir", "config_dir"), True
