@@ -130,6 +130,26 @@ def test_the_best_step_is_kept(data: Path, tmp_path: Path) -> None:
     assert checkpoint.load(folder.checkpoints / "best.safetensors")[1]["step"] == metrics["train"]["best_step"]
 
 
+def test_logloss_picks_the_best_where_the_monitored_metric_is_undefined(data: Path, tmp_path: Path) -> None:
+    """All labels of valid are alike: there is no AUC."""
+    overrides = ["train.epochs=3", "train.monitor=auc", "train.eval_every=4", f"runs={tmp_path / 'runs'}"]
+    run = plain(tiny_run(data, *overrides))
+    with contextlib.ExitStack() as resources:
+        valid = Training(run, load_registry(), None, silent(), ["gemkit"], resources).dataset.split("valid")
+    table = pyarrow.parquet.read_table(run.data.examples)
+    click = table["click"].to_numpy().copy()
+    click[valid] = 1
+    path = tmp_path / "examples.parquet"
+    pyarrow.parquet.write_table(table.set_column(table.column_names.index("click"), "click", pa.array(click)), path)
+    config = dataclasses.replace(run.data, examples=str(path), root=str(tmp_path / "datasets"))
+    metrics, folder = trained(dataclasses.replace(run, data=config))
+    rows = history(folder, "valid")
+    assert len(rows) == 6 and all(row["click"]["auc"] is None for row in rows)
+    best = min(rows, key=lambda row: row["click"]["logloss"])
+    assert metrics["train"]["best_step"] == best["step"] > 4
+    assert (folder.path / "log.txt").read_text().count("logloss picks the best checkpoint") == 1
+
+
 def plain(run: RunConfig) -> RunConfig:
     """Without weights and masks, so that the mean over a batch is the mean over its halves."""
     changes = {"folder": "plain", "weight": None, "tasks": run.data.tasks[:1]}
