@@ -1,6 +1,7 @@
 """Paired seeds on MovieLens-1M: which sentence wins, and by how much more than seed noise.
 
     python benchmarks/movielens.py histories        # full model, sequence=none, cross=none, mean pooling
+    python benchmarks/movielens.py histories_of_32  # the same with 32 events of history instead of 48
     python benchmarks/movielens.py autoint          # the Wukong model on the published AutoInt split
 
 Each variant is trained with each seed by the command line, one thread a run, `--jobs` runs at once; a run that has
@@ -23,13 +24,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
+ABLATIONS: dict[str, list[str]] = {
+    "full": [],
+    "sequence=none": ["sequence=none"],
+    "cross=none": ["cross=none"],
+    "sequence=mean_pooling": ["sequence=mean_pooling"],
+}
 SUITES: dict[str, dict[str, list[str]]] = {
-    "histories": {
-        "full": [],
-        "sequence=none": ["sequence=none"],
-        "cross=none": ["cross=none"],
-        "sequence=mean_pooling": ["sequence=mean_pooling"],
-    },
+    "histories": ABLATIONS,
+    "histories_of_32": {name: ["data.max_history=32", *words] for name, words in ABLATIONS.items()},
     "autoint": {"wukong": ["experiment=movielens1m_autoint"]},
 }
 METRICS = ("auc", "logloss", "ne", "gauc_impressions", "calibration", "ece")
