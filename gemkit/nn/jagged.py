@@ -124,15 +124,6 @@ def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
     return sums / offsets.diff().clamp(min=1).unsqueeze(-1).to(values.dtype)
 
 
-def segment_softmax(scores: Tensor, index: Tensor, num_segments: int) -> Tensor:
-    """Softmax over the rows of each segment. Shape: (T, H), (T,) -> (T, H)."""
-    expanded = index.unsqueeze(-1).expand_as(scores)
-    peak = scores.new_full((num_segments, scores.shape[1]), -torch.inf)
-    peak = peak.scatter_reduce(0, expanded, scores.detach(), "amax")
-    weights = (scores - peak.index_select(0, index)).exp()
-    return weights / segment_sum(weights, index, num_segments).index_select(0, index)
-
-
 def newest(values: Tensor, offsets: Tensor, count: int) -> Tensor:
     """The `count` newest rows of each history, newest first; zeros where it is shorter.
 

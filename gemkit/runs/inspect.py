@@ -43,7 +43,7 @@ def inspect_run(path: Path, verify: bool = False) -> dict[str, Any]:
     rows = [_checkpoint(file, verify) for file in files if file.exists()]
     summary = _newest_summary(files)
     metrics = folder.metrics() if (folder.path / METRICS).exists() else None
-    step = max((row["step"] for row in rows if row["step"] is not None), default=None)
+    step = max((row["step"] for row in rows if isinstance(row["step"], int)), default=None)
     return {
         "run": str(path),
         "state": _state(folder.path, metrics is not None, step),
@@ -53,7 +53,7 @@ def inspect_run(path: Path, verify: bool = False) -> dict[str, Any]:
         "environment": _environment(folder.path),
         "checkpoints": rows,
         "parameters": _parameters(summary) if summary else {},
-        "schema": summary.state["schema"].get("name") if summary else None,
+        "schema": _mapping(summary.state.get("schema")).get("name") if summary else None,
         "fingerprint": summary.state.get("fingerprint") if summary else None,
         "metrics": metrics,
     }
@@ -69,7 +69,7 @@ def print_run(facts: Mapping[str, Any], console: Console) -> None:
     line(f"{facts['run']}\n  {facts['state']}")
     line("  " + " ".join(f"{kind}={name}" for kind, name in facts["sentence"].items()) + f" seed={facts['seed']}")
     line(f"  gemkit {environment.get('gemkit')}, torch {environment.get('torch')}, commit {environment.get('commit')}")
-    if facts["fingerprint"]:
+    if isinstance(facts["fingerprint"], str):
         line(f"  data set '{facts['schema']}', fingerprint {facts['fingerprint'][:12]}")
     line("")
     header = ["checkpoint", "step", "epoch", "tensors", "MB", "written", "sound"]
@@ -115,7 +115,7 @@ def _checkpoint(file: Path, verify: bool) -> dict[str, Any]:
     row |= {"written": written, "sound": None, "problem": None}
     try:
         summary = checkpoint.summarise(file)
-        counters = summary.state.get("counters") or summary.state
+        counters = _mapping(summary.state.get("counters")) or summary.state
         row |= {"step": counters.get("step"), "epoch": counters.get("epoch"), "tensors": len(summary.tensors)}
         if verify:
             checkpoint.load(file)
@@ -146,5 +146,10 @@ def _parameters(summary: checkpoint.Summary) -> dict[str, int]:
     return dict(sorted(parts.items()))
 
 
-def _cell(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """`value`, or nothing: a stranger's header may hold anything."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "-"

@@ -300,6 +300,16 @@ def test_a_forged_state_is_refused(
         train(config, load_registry(), folder.path, progress=silent())
 
 
+@pytest.mark.parametrize("state", [{}, {"schema": [1], "counters": 3, "fingerprint": {}, "step": "x"}])
+def test_inspecting_a_forged_header_tells_nothing_and_does_not_fail(
+    run: tuple[RunConfig, RunFolder], state: dict[str, Any]
+) -> None:
+    _, folder = run
+    for path in folder.checkpoints.iterdir():
+        checkpoint.save(path, {"dense.x": torch.zeros(2)}, state)
+    assert main(["inspect", str(folder.path), "--verify"]) == 0
+
+
 def test_a_pickle_in_place_of_a_checkpoint_runs_nothing(run: tuple[RunConfig, RunFolder], tmp_path: Path) -> None:
     config, folder = run
     trap = tmp_path / "trap"
