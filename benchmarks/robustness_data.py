@@ -34,9 +34,12 @@ from gemkit_datasets.table import TableConfig, TableRecipe
 
 from gemkit.component import spec_of
 from gemkit.config.fields import from_mapping
+from gemkit.config.run import LoaderConfig
 from gemkit.data import storage
+from gemkit.data.collate import Reading
 from gemkit.data.dataset import Dataset
 from gemkit.data.encode import encode_examples
+from gemkit.data.histories import gather, newest
 from gemkit.data.loader import Loader
 from gemkit.data.prepare import prepare
 from gemkit.data.verify import STAMP
@@ -199,7 +202,13 @@ def differences(examples: list[Row], events: list[Row], data: Dataset, labels: b
         known = {name: set(values) for name, values in texts.items()}
     elif any(set(texts[name]) != known[name] | {None} for name in known):
         yield "a vocabulary is not that of the training split"
+    # A built data set is sorted; rows to predict keep their order, and may have an id twice.
+    ids = np.asarray(data.columns[storage.EXAMPLE_ID]).tolist()
+    places = {number: place for place, number in enumerate(ids)}
     for i, row in enumerate(examples):
+        if labels and int(row["id"]) not in places:
+            yield f"row {i + 1} is missing"
+            return
         wanted: dict[str, Any] = {
             "id": int(row["id"]), "time": seconds(row["time"]), "surface": ident(row["surface"]),
             "price": number(row["price"]), "look": [number(v) for v in many(row["look"])],
@@ -213,7 +222,7 @@ def differences(examples: list[Row], events: list[Row], data: Dataset, labels: b
             )
             wanted |= {"click": click, "buy": buy if click == 1 else None, "part": row["part"]}
             wanted["weight"] = number(row["weight"])
-        found = held(data, i, texts)
+        found = held(data, places[int(row["id"])] if labels else i, texts)
         for name, value in wanted.items():
             if not same(found[name], value):
                 yield f"row {i + 1}, {name}: {found[name]!r}, the file has {value!r}"
@@ -221,15 +230,17 @@ def differences(examples: list[Row], events: list[Row], data: Dataset, labels: b
 
 def held(data: Dataset, i: int, texts: dict[str, list[Any]]) -> Row:
     """Row i of a data set, decoded."""
-    columns, (offsets, tags) = data.columns, data.bags["tags"]
-    history = slice(columns[storage.HISTORY_START][i], columns[storage.HISTORY_END][i])
-    log = zip(*(data.events[n][history].tolist() for n in (storage.TIMESTAMP, "item", storage.STREAM)), strict=True)
+    columns, row = data.columns, np.array([i])
+    parts = data.located(row)
+    tags, _ = data.take_bags("tags", parts, 1)
+    windows = newest(data, row, 10**6)
+    log = zip(*(gather(data, n, windows).tolist() for n in (storage.TIMESTAMP, "item", storage.STREAM)), strict=True)
     label = {name: int(columns[name][i]) if columns[name][i] >= 0 else None for name in ("click", "buy")}
     return label | {
         "id": int(columns[storage.EXAMPLE_ID][i]), "time": int(columns[storage.TIMESTAMP][i]),
         "surface": data.schema.surfaces[columns[storage.SURFACE][i]], "price": float(columns["price"][i]),
-        "look": data.vectors["look"][i].tolist(), "weight": float(columns[storage.WEIGHT][i]),
-        "tags": [texts["tags"][t] for t in tags[offsets[i] : offsets[i + 1]]],
+        "look": data.take_vectors("look", parts, 1)[0].tolist(), "weight": float(columns[storage.WEIGHT][i]),
+        "tags": [texts["tags"][t] for t in tags],
         "history": [(t, texts["item"][k], data.schema.streams[s]) for t, k, s in log],
         "user": texts["user"][columns["user"][i]], "item": texts["item"][columns["item"][i]],
         "part": ("train", "valid", "test")[columns[storage.SPLIT][i]],
@@ -364,8 +375,14 @@ class Trials:
 
 def contents(data: Dataset) -> dict[str, Any]:
     """Everything that a data set serves, ready to be compared."""
-    arrays = data.columns | data.vectors | data.events | {n: v for n, (_, v) in data.bags.items()}
-    arrays |= {n + " offsets": o for n, (o, _) in data.bags.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for number, shard in enumerate(data.shards):
+        for title, rows in (("examples", shard.examples), ("users", shard.users), ("items", shard.items)):
+            if rows is not None:
+                pieces = rows.columns | rows.vectors | {n: v for n, (_, v) in rows.bags.items()}
+                pieces |= {n + " offsets": o for n, (o, _) in rows.bags.items()}
+                arrays |= {f"{number} {title} {n}": a for n, a in pieces.items()}
+        arrays |= {f"{number} events {n}": a for n, a in shard.events.items()}
     return {n: a.tobytes() for n, a in arrays.items()} | {
         "schema": data.schema, "rows": data.manifest["rows"], "columns": data.manifest["columns"],
         "texts": [data.vocabulary(t.name) for t in data.schema.tables],
@@ -379,7 +396,8 @@ def out_of_bounds(data: Dataset) -> Iterator[str]:
         if not len(data.split(split)):
             continue
         for shares in (True, False):
-            loader = Loader(data, split, batch_size=7, shares_histories=shares, prefetch=0, shuffle=True)
+            reading = Reading(shares_histories=shares)
+            loader = Loader(data, split, batch_size=7, reading=reading, config=LoaderConfig(workers=0))
             for batch in loader.epoch(0):
                 for key, table in data.schema.feature_tables.items():
                     ids = batch.ids[key]

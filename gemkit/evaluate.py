@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gemkit.metrics.collector import MetricCollector
+from gemkit.metrics.floor import floors, with_floors
 from gemkit.registry import Registry
 from gemkit.runs.progress import Progress
 from gemkit.runs.tables import print_metrics
@@ -26,8 +27,10 @@ def evaluate(run_folder: Path, registry: Registry, progress: Progress | None = N
     model, backend = loaded.model, loaded.backend
     dataset = loaded.open_dataset(registry, progress)
     loader = make_loader(model.run, dataset, model, backend, "test", model.run.train.eval_batch_size)
-    collector = MetricCollector(dataset.schema, base_rates(dataset))
+    rates = base_rates(dataset)
+    collector = MetricCollector(dataset.schema, rates)
     with progress, progress.task("evaluate", total=len(dataset.split("test"))) as bar:
         metrics = evaluate_split(model, loader, backend, collector, bar.advance)
+    metrics = with_floors(metrics, floors(dataset, "test", rates))
     print_metrics(metrics, "test", progress.console)
     return metrics

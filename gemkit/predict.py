@@ -57,9 +57,7 @@ def predict(run_folder: Path, input: Path, output: Path, registry: Registry, pro
         for batch in to_device(loader.epoch(0), backend):
             parts.append(torch.sigmoid(model(batch).logits.float()).cpu())
             bar.advance(batch.size)
-    probabilities = np.empty((examples.num_examples, len(examples.schema.tasks)), np.float32)
-    probabilities[loader.order(0)] = torch.cat(parts).numpy()
-    _write(output, examples, probabilities)
+    _write(output, examples, torch.cat(parts).numpy())
     return examples.num_examples
 
 
@@ -70,10 +68,13 @@ def read_examples(path: Path, dataset: Dataset, separator: str) -> pa.Table:
         GemkitError: The file cannot be read, lacks a column, or has no rows.
     """
     schema, named = dataset.schema, dataset.manifest["columns"]
-    lists = [f.name for f in schema.categorical if f.multi] + [v.name for v in schema.vectors]
-    user = named["user"] if schema.has_events else None  # else nobody asks whose row it is
-    text = [user, named["surface"], *(f.name for f in schema.categorical), *(v.name for v in schema.vectors)]
-    numbers = [f.name for f in schema.dense]
+    categorical = [f for f in schema.categorical if f.of == "examples"]
+    vectors = [f for f in schema.vectors if f.of == "examples"]
+    lists = [f.name for f in categorical if f.multi] + [v.name for v in vectors]
+    user = named["user"] if dataset.shards[0].users else None  # else nobody asks whose row it is
+    item = named["item"] if dataset.shards[0].items else None
+    text = [user, item, named["surface"], *(f.name for f in categorical), *(v.name for v in vectors)]
+    numbers = [f.name for f in schema.dense if f.of == "examples"]
     table = read_table(path, text=text, numbers=numbers, others=[named["timestamp"], named["example_id"]])
     if table.num_rows == 0:
         raise GemkitError("there are no rows", where=path.name)
@@ -82,7 +83,7 @@ def read_examples(path: Path, dataset: Dataset, separator: str) -> pa.Table:
 
 def _write(path: Path, examples: Dataset, probabilities: np.ndarray) -> None:
     names = ["example_id", *examples.schema.task_names]
-    columns = [examples.columns[storage.EXAMPLE_ID], *probabilities.T]
+    columns = [np.asarray(examples.columns[storage.EXAMPLE_ID]), *probabilities.T]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         if path.suffix.lower() == ".parquet":

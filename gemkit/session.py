@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from gemkit.config.build import load_run_config
 from gemkit.config.fields import from_mapping
 from gemkit.config.memory import check_model, sizes_of
 from gemkit.config.run import RunConfig
 from gemkit.data.batch import Batch
+from gemkit.data.collate import Reading
 from gemkit.data.dataset import Dataset
 from gemkit.data.loader import Loader
 from gemkit.data.prepare import prepare
@@ -107,26 +109,66 @@ def build_model(run: RunConfig, schema: Schema, registry: Registry, backend: Par
 def make_loader(
     run: RunConfig, dataset: Dataset, model: Model, backend: ParallelBackend, split: str, batch_size: int
 ) -> Loader:
-    """The loader of a split; `batch_size` counts all ranks' examples. Only train is shuffled."""
-    return Loader(
-        dataset,
-        split,
-        batch_size=max(1, batch_size // backend.world_size),
-        seed=run.seed,
-        shuffle=split == "train",
+    """The loader of a split; `batch_size` counts all ranks' examples.
+
+    The order of `run.loader` is for train; the others are read as stored, and by threads: an evaluation is short, and
+    what is predicted may be in no file that a worker process could open.
+    """
+    config = run.loader
+    if split != "train":
+        pass
+    reading = Reading(
         max_history=run.data.max_history,
         read_events=model.dense.reads_events,
         shares_histories=model.dense.shares_histories,
+        streams=run.data.streams,
+        streams_apart=run.data.streams_apart,
         layout=model.dense.layout,
+    )
+    return Loader(
+        dataset,
+        split,
+        batch_size=batch_size,
+        reading=reading,
+        seed=run.seed,
         rank=backend.rank,
         world_size=backend.world_size,
+        config=config,
+        pin_memory=config.pin_memory and backend.fabric.device.type == "cuda",
     )
 
 
 def to_device(batches: Iterator[Batch], backend: ParallelBackend) -> Iterator[Batch]:
-    """Batches on the backend's device."""
+    """Batches on the backend's device; on a GPU each is copied there while the one before is computed with."""
+    if backend.fabric.device.type == "cuda":
+        return _copied_ahead(batches, backend)
+    return (backend.fabric.to_device(batch) for batch in batches)
+
+
+def _copied_ahead(batches: Iterator[Batch], backend: ParallelBackend) -> Iterator[Batch]:
+    """Copies on a stream of its own, one batch ahead."""
+    copies = torch.cuda.Stream(backend.fabric.device)  # type: ignore[no-untyped-call]
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
-        yield backend.fabric.to_device(batch)
+        with torch.cuda.stream(copies):
+            copied = backend.fabric.to_device(batch)
+            done = copies.record_event()
+        if waiting:
+            yield _handed_over(*waiting)
+        waiting = copied, done
+    if waiting:
+        yield _handed_over(*waiting)
+
+
+def _handed_over(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """The batch for the current stream, which waits for its copy (but not for later ones)."""
+    stream = torch.cuda.current_stream()
+    stream.wait_event(copied)
+    for value in tree_leaves(batch):
+        if isinstance(value, Tensor):
+            # Its memory belongs to the stream of the copies, which must not reuse it while it is computed with.
+            value.record_stream(stream)
+    return batch
 
 
 def base_rates(dataset: Dataset) -> dict[str, float | None]:

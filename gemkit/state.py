@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gemkit import __version__
 from gemkit.config.fields import to_mapping
-from gemkit.config.run import TrainConfig
+from gemkit.config.run import READING, TrainConfig
 from gemkit.data.schema import Schema
 from gemkit.errors import GemkitError
 from gemkit.interfaces import TransferStrategy
@@ -26,9 +27,13 @@ MAY_CHANGE = {
     "train.tensorboard",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "loader.workers",
+    "loader.worker_kind",
+    "loader.prefetch",
+    "loader.pin_memory",
 }
 """Values of config.yaml that a resumed run may have changed: what is trained does not depend on them. Of the data
-section all but `max_history`: the fingerprint tells whether the built data set is the same."""
+section all but how it is read: the fingerprint tells whether the built data set is the same."""
 
 
 class TrainingState:
@@ -44,6 +49,7 @@ class TrainingState:
         best, best_step, waited: Best monitored value, its step, and validations since.
         stopped: Whether training has come to its end early.
         train_s: Seconds of training, validations apart.
+        wait_s: Seconds of these spent waiting for data.
         losses: Losses since the last row of the history.
     """
 
@@ -62,13 +68,13 @@ class TrainingState:
         self.best: float | None = None
         self.best_step = self.waited = 0
         self.stopped = False
-        self.train_s = 0.0
+        self.train_s = self.wait_s = 0.0
         self.losses: list[Tensor] = []
         self._saved_step: int | None = None
 
     _counters = (
         *("step", "epoch", "batch", "examples", "validated"),
-        *("best", "best_step", "waited", "stopped", "train_s"),
+        *("best", "best_step", "waited", "stopped", "train_s", "wait_s"),
     )
 
     def save(self, folder: Path) -> None:
@@ -201,7 +207,8 @@ def check_room(state: TrainingState, folder: Path, train: TrainConfig) -> None:
 
 
 def _may_change(key: str) -> bool:
-    return key in MAY_CHANGE or (key.startswith("data.") and key != "data.max_history")
+    section, option = re.split(r"[.\[]", f"{key}.")[:2]
+    return key in MAY_CHANGE or (section == "data" and (option == "root" or option not in READING))
 
 
 def _short(value: Any) -> str:

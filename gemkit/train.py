@@ -21,6 +21,7 @@ from gemkit.data.loader import Loader
 from gemkit.errors import GemkitError
 from gemkit.interfaces import ParallelBackend, TransferStrategy
 from gemkit.metrics.collector import MetricCollector
+from gemkit.metrics.floor import floors, with_floors
 from gemkit.metrics.names import is_better
 from gemkit.nn.init import init_parameters
 from gemkit.registry import Registry
@@ -149,11 +150,11 @@ class Training:
         total = min(size.epochs * epoch_size, self.total_steps * size.batch_size)
         self.model.dense.train()
         with self.progress, self.progress.task("train", total=total, done=state.examples) as bar:
-            self.clock = Clock(state.train_s, state.examples)
+            self.clock = Clock(state.train_s, state.examples, state.wait_s)
             self.validate_if_due()  # a run may have been stopped between a step and its validation
             while not self.ended:
                 batches = to_device(self.loader.epoch(state.epoch, start=state.batch), self.backend)
-                for micro_batches in _groups(batches, size.accumulate):
+                for micro_batches in _groups(self.clock.waits(batches), size.accumulate):
                     loss = self.step(micro_batches)
                     bar.update(state.examples, loss=loss)
                     if state.batch >= len(self.loader):
@@ -197,7 +198,7 @@ class Training:
         state.batch += len(micro_batches)
 
         if state.step % self.run.train.log_every == 0:
-            row = {"loss": float(torch.stack(state.losses).mean()), "examples_per_s": self.clock.lap(state.examples)}
+            row = {"loss": float(torch.stack(state.losses).mean())} | self.clock.lap(state.examples)
             row |= {"lr": self.run.optimizer.lr * factor} | ({} if norm is None else {"grad_norm": float(norm)})
             self.record("train", row)
             state.losses = []
@@ -241,7 +242,7 @@ class Training:
         Raises:
             GemkitError: It cannot be written; says from where the run can go on.
         """
-        self.state.train_s = self.clock.seconds()
+        self.state.train_s, self.state.wait_s = self.clock.seconds(), self.clock.wait_s
         try:
             self.state.save(self.folder.checkpoints)
         except GemkitError as error:
@@ -283,10 +284,11 @@ class Training:
         with self.progress, self.progress.task("test", total=len(self.dataset.split("test"))) as bar:
             final = evaluate_split(self.model, test, self.backend, self.collector, self.advance(bar))
         metrics: dict[str, Any] = {
-            "test": final,
+            "test": with_floors(final, floors(self.dataset, "test", self.collector.base_rates)),
             "train": {
                 "examples_per_s": state.examples / max(state.train_s, 1e-9),
                 "wall_s": state.train_s,
+                "data_wait": state.wait_s / max(state.train_s, 1e-9),
                 "params": self.model.num_parameters,
                 "steps": state.step,
                 "best_step": state.best_step,

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 from gemkit.component import KINDS, NONE
 from gemkit.config.fields import Config, check_text, clipped, from_mapping, shown, to_mapping, wrong_type
 from gemkit.config.files import read_yaml
-from gemkit.config.run import OptimizerConfig, RunConfig, SizeConfig, TrainConfig
+from gemkit.config.run import LoaderConfig, OptimizerConfig, RunConfig, SizeConfig, TrainConfig
 from gemkit.errors import GemkitError, did_you_mean
 
 if TYPE_CHECKING:
     from gemkit.registry import Registry
 
-CORE: dict[str, type] = {"train": TrainConfig, "size": SizeConfig, "optimizer": OptimizerConfig}
+CORE: dict[str, type] = {
+    "train": TrainConfig,
+    "size": SizeConfig,
+    "optimizer": OptimizerConfig,
+    "loader": LoaderConfig,
+}
 """Sections whose config is gemkit's own."""
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(RunConfig))

@@ -69,6 +69,18 @@ class OptimizerConfig(Config):
     final_lr_fraction: float = option(0.05, "Learning rate at the end, as a fraction of the peak.", ge=0, le=1)
 
 
+READING = ("root", "max_history", "streams", "streams_apart")
+"""Options of a data component that say how a built data set is read, not what it holds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamWindow(Config):
+    """How much of one kind of event is read."""
+
+    name: str = option("", "Name of the stream, as the data set calls it.", filled=True)
+    max_history: int = option(64, "Newest events of this stream that are read; 0: none.", ge=0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
     """What every data component's config has; a recipe derives its own from it."""
@@ -78,6 +90,17 @@ class DataConfig(Config):
         "datasets", "Folder that holds data sets; each lives in a folder of its own inside.", filled=True
     )
     max_history: int = option(64, "Newest events of each history that are read.", ge=1)
+    streams: tuple[StreamWindow, ...] = option(
+        (), "A window for each of these streams, in place of `max_history` for all together; others are not read."
+    )
+    streams_apart: bool = option(
+        False, "Hold each history stream by stream, in the order of `streams` (or of the data set); false: by time."
+    )
+
+    def check(self) -> None:
+        names = [s.name for s in self.streams]
+        if len(set(names)) < len(names):
+            raise GemkitError("a stream is named twice", where="streams", allowed="one window for each stream")
 
     @property
     def folder_name(self) -> str:
@@ -87,7 +110,33 @@ class DataConfig(Config):
     @property
     def build_options(self) -> dict[str, Any]:
         """What the built data set depends on; one that was built with other options is built again."""
-        return {k: v for k, v in to_mapping(self).items() if k not in ("root", "max_history")}
+        return {k: v for k, v in to_mapping(self).items() if k not in READING}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoaderConfig(Config):
+    """Which training examples come when, and who makes batches of them. Validation and test are read as stored."""
+
+    order: str = option(
+        "shuffled",
+        "Shuffled by seed and epoch; by time, for one pass over a stream; or as stored, by user and time.",
+        choices=("shuffled", "time", "stored"),
+    )
+    shuffle_buffer: int = option(
+        1_000_000, "Examples that are shuffled (or sorted by time) together; 8 bytes each, twice.", ge=1
+    )
+    group: str = option(
+        "history",
+        "What shuffling keeps together: nothing; the examples of a user at one time, which share a history; a user's.",
+        choices=("none", "history", "user"),
+    )
+    balance: bool = option(
+        True, "Divide each batch among the ranks so that all have as many events; one rank: nothing to divide."
+    )
+    workers: int = option(1, "Threads or processes that make batches ahead; 0: none, training waits.", ge=0, le=256)
+    worker_kind: str = option("thread", "What the workers are.", choices=("thread", "process"))
+    prefetch: int = option(2, "Batches that are made ahead, on each rank.", ge=1, le=1024)
+    pin_memory: bool = option(True, "With CUDA: page-locked batches, copied to the GPU while it computes.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +153,7 @@ class RunConfig:
     train: TrainConfig
     size: SizeConfig
     optimizer: OptimizerConfig
+    loader: LoaderConfig
     data: Any
     tokenizer: Any
     interaction: Any

@@ -40,6 +40,24 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
     return offsets
 
 
+def ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The positions starts[0] .. ends[0]-1, starts[1] .. ends[1]-1, ..., back to back."""
+    lengths = ends - starts
+    offsets = offsets_of(lengths)
+    positions: np.ndarray = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return positions
+
+
+def first_not_older(times: np.ndarray, start: np.ndarray, end: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """In each ascending run times[start:end], the first row that is not older than `now`. Shape: (n,) each, int64."""
+    low, high = start.astype(np.int64), end.astype(np.int64)
+    while (open_ := low < high).any():
+        middle = np.where(open_, (low + high) // 2, 0)
+        older = open_ & (times[middle] < now)
+        low, high = np.where(older, middle + 1, low), np.where(open_ & ~older, middle, high)
+    return low
+
+
 def standardised(values: np.ndarray, feature: DenseFeature) -> np.ndarray:
     """A dense column as the model reads it. Shape: (rows,) float32."""
     with np.errstate(over="ignore"):

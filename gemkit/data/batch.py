@@ -39,6 +39,8 @@ class History(NamedTuple):
         history_index: (B,) int64, each example's history.
         first_example: (U,) int64, one example of each history (its user's features are the history's).
         layout: Host facts.
+        stream_offsets: (U * S + 1,) int64, where each of the S streams of each history begins, if the run holds its
+            streams apart (`data.streams_apart`); else None.
     """
 
     offsets: Tensor
@@ -47,6 +49,7 @@ class History(NamedTuple):
     history_index: Tensor
     first_example: Tensor
     layout: Layout
+    stream_offsets: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -61,6 +64,8 @@ class Batch(NamedTuple):
         history: The histories, or None if the data set has none or the run reads none.
         labels: (B, P) float32, 0 or 1; 0 where masked.
         masks: (B, P) float32, 1 where the label counts.
+        delays: (B, P) float32, seconds from the example to what the label is about; NaN where that has not happened or
+            the task names no delay.
         weights: (B,) float32, weight of each example in the loss.
         surface: (B,) int64, index into `Schema.surfaces`.
         group: (B,) int64, the gAUC group (0 if the schema names none).
@@ -75,6 +80,7 @@ class Batch(NamedTuple):
     history: History | None
     labels: Tensor
     masks: Tensor
+    delays: Tensor
     weights: Tensor
     surface: Tensor
     group: Tensor

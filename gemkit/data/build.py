@@ -1,240 +1,287 @@
-"""From a `Source` to a dataset folder: encoded examples, one sorted event log, pointers between them.
+"""From a `Source` to a dataset folder: checked, divided by user, learned from the training split, written by partition.
 
-Whatever is learned from data here (vocabularies, means) is learned from the training split only.
+    stage    read the source piece by piece, check every cell, divide the rows by user          (`stage`)
+    learn    split times, vocabularies, means: from the training split only                     (`learn`)
+    write    one partition after the other: sorted, encoded, histories as pointers              (`write_shard`)
+    finish   the manifest; the folder appears complete, or not at all                           (`finish`)
+
+Memory is bounded by the pieces of the source and by the largest partition. What is done is kept in `<folder>.building`
+when a build ends early, and the next one with the same options goes on from there.
 """
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+import json
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
 
 from gemkit import __version__
 from gemkit.config.fields import to_mapping
 from gemkit.data import storage
-from gemkit.data.arrays import transformed
+from gemkit.data.base import Base
 from gemkit.data.checks import check_declaration
-from gemkit.data.columns import Codes, Columns
-from gemkit.data.eventlog import EventLog, sort_events
+from gemkit.data.engine import MAX_PARTITIONS, Limits, release_memory
 from gemkit.data.fetch import sha256_of
-from gemkit.data.schema import DenseFeature, Schema, Table
-from gemkit.data.source import SPLITS, Source, Split
-from gemkit.data.vocabulary import encode, make_vocabulary
+from gemkit.data.holders import Holder
+from gemkit.data.learn import Learned, declared_schema, learn
+from gemkit.data.source import Source, Stream
+from gemkit.data.stage import After, stage
+from gemkit.data.staged import Staged
+from gemkit.data.vocabulary import Vocabulary
+from gemkit.data.write_shard import ShardWriter
 from gemkit.errors import GemkitError
+from gemkit.runs.files import writing_failed
 
 Progress = Callable[[str, int, int], None]
 
+PARTITION_BYTES = 128 << 20
+"""Of the source, in memory, for each partition that is built."""
 
-def build(source: Source, folder: Path, progress: Progress, options: dict[str, Any] | None = None) -> None:
+
+@dataclass(frozen=True)
+class Share:
+    """Which partitions a machine builds: those whose number leaves the rest `index` when divided by `count`."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise GemkitError(
+                f"part {self.index} of {self.count}", where="--partitions", allowed="0/n to (n-1)/n, e.g. 0/4"
+            )
+
+    def has(self, partition: int) -> bool:
+        """Whether this machine builds a partition."""
+        return partition % self.count == self.index
+
+
+def build(
+    source: Source,
+    folder: Path,
+    progress: Progress,
+    options: dict[str, Any] | None = None,
+    limits: Limits | None = None,
+    share: Share | None = None,
+) -> None:
     """Writes the dataset folder; it appears complete, or not at all.
 
     Args:
-        progress: Called as (name, steps done, steps in all).
-        options: What the source was made with; `manifest.json` keeps it, to tell whether a folder is up to date.
+        progress: Called as (name, steps done, steps in all; 0: unknown).
+        options: What the source was made with; `manifest.json` keeps it, to tell whether a folder is up to date. A
+            build that ends early can be gone on with only if they are given.
+        share: Build these partitions only, into `<folder>.building`; `finish` makes the data set when all are there.
 
     Raises:
-        GemkitError: The declaration contradicts itself, or a column has values that its meaning does not allow.
+        GemkitError: The declaration contradicts itself, a column has values that its meaning does not allow, or the
+            build does not fit into its memory.
     """
-    steps = itertools.count()
-
-    def step() -> None:
-        progress(f"build {source.name}", next(steps), 5)
-
     check_declaration(source)
-    examples = Columns(source.examples, source.examples_title)
-    if examples.num_rows == 0:
-        raise GemkitError("there are no examples", where=examples.title)
-    step()
-    timestamp = examples.seconds(source.timestamp) if source.timestamp else np.zeros(examples.num_rows, np.int64)
-    split = _split(source.split, examples, timestamp if source.timestamp else None)
-    train = split == 0
-    step()
-    log = sort_events(source, examples, timestamp)
-    step()
-    categorical, event_fields, vocabularies = _categorical(source, examples, train, log)
-    step()
-    dense_columns = {f.name: examples.numbers(f.name) for f in source.dense}
-    vectors = {f.name: examples.vectors(f.name, f.width) for f in source.vectors}
-    surface, surfaces = _names(examples.codes(source.surface, required=True)) if source.surface else (None, ("all",))
-    schema = Schema(
-        name=source.name,
-        tables=tuple(Table(name=name, num_embeddings=v.num_rows + 1) for name, v in vocabularies.items()),
-        dense=tuple(_with_statistics(f, dense_columns[f.name][train]) for f in source.dense),
-        categorical=tuple(replace(f, table=f.table or f.name) for f in source.categorical),
-        vectors=tuple(replace(f, width=vectors[f.name].shape[1]) for f in source.vectors),
-        event_fields=tuple(replace(f, table=f.table or f.name) for f in source.event_fields),
-        streams=log.streams if log else (),
-        tasks=source.tasks,
-        surfaces=surfaces,
-        group=source.group,
-    )
-    for f in schema.dense:
-        examples.refuse_outliers(f, dense_columns[f.name])
-    columns = {
-        storage.EXAMPLE_ID: _example_ids(source, examples),
-        storage.SPLIT: split,
-        storage.TIMESTAMP: timestamp,
-        storage.HISTORY: log.history if log else np.arange(examples.num_rows, dtype=np.int64),
-        storage.WEIGHT: _weights(source, examples, train),
-        storage.SURFACE: np.zeros(examples.num_rows, np.int32) if surface is None else surface,
-        storage.GROUP: _groups(source, examples),
-        **({storage.HISTORY_START: log.start, storage.HISTORY_END: log.end} if log else {}),
-        **_labels(source, examples, train),
-        **dense_columns,
-        **vectors,
-        **categorical,
-    }
-    step()
-    with storage.replacing(folder) as fresh:
-        storage.write_table(storage.table_of(columns), fresh / storage.EXAMPLES)
-        if log:
-            events = {storage.USER: log.user, storage.TIMESTAMP: log.timestamp, storage.STREAM: log.stream}
-            storage.write_table(storage.table_of(events | event_fields), fresh / storage.EVENTS)
-            storage.write_table(pa.table({"value": log.users}), fresh / storage.USERS)
-        for name, vocabulary in vocabularies.items():
-            storage.write_table(vocabulary, fresh / storage.VOCABULARIES / f"{name}.arrow")
-        storage.write_json(to_mapping(schema), fresh / storage.SCHEMA)
-        files = sorted(p for p in fresh.rglob("*") if p.is_file())
-        manifest = {
-            "format_version": storage.FORMAT_VERSION,
-            "name": source.name,
-            "gemkit": __version__,
-            "rows": {"examples": examples.num_rows, "events": len(log.user) if log else 0}
-            | {name: int((split == i).sum()) for i, name in enumerate(SPLITS)},
-            "files": {p.relative_to(fresh).as_posix(): sha256_of(p) for p in files},
-            "source_files": source.files,
-            "options": options or {},
-            "columns": {name: getattr(source, name) for name in ("user", "timestamp", "surface", "example_id")},
-        }
-        storage.write_json(manifest | {"digest": storage.digest_of(manifest)}, fresh / storage.MANIFEST)
-    step()
+    storage.refuse_other_folder(folder)
+    work = Work(folder, source, options or {}, limits or Limits(), share or Share(), progress)
+    with work.cleaned_up(keep=options is not None):
+        work.run()
+        if share is None:
+            work.finish()
 
 
-def _split(rule: Split, examples: Columns, timestamp: np.ndarray | None) -> np.ndarray:
-    """0 train, 1 valid, 2 test. Shape: (rows,) int8."""
-    split = np.zeros(examples.num_rows, np.int8)
-    if rule.by == "column":
-        names = examples.codes(rule.column, required=True)
-        known = np.array([SPLITS.index(v) if v in SPLITS else -1 for v in names.values.to_pylist()], np.int8)
-        split = known[names.codes]
-        if (split < 0).any():
-            raise examples.error(
-                rule.column,
-                f"unknown split {names.values[int(names.codes[split < 0][0])].as_py()!r}",
-                split < 0,
-                allowed=", ".join(SPLITS),
-            )
-        fix = f"give each of {', '.join(SPLITS)} at least one row"
-    else:
-        assert timestamp is not None  # check_declaration has seen to it
-        order = np.sort(timestamp)
-        num_test = max(1, round(rule.test * len(order)))
-        num_valid = max(1, round(rule.valid * len(order)))
-        first_test = order[max(0, len(order) - num_test)]
-        first_valid = order[max(0, len(order) - num_test - num_valid)]
-        split[timestamp >= first_valid] = 1
-        split[timestamp >= first_test] = 2
-        fix = "examples of equal timestamp stay together: change `split.valid`/`split.test`, or split by a column"
-    for i, name in enumerate(SPLITS):
-        if not (split == i).any():
-            raise GemkitError(f"the {name} split is empty", where=examples.title, fix=fix)
-    return split
+@dataclass
+class Work:
+    """A build on its way."""
 
+    folder: Path
+    source: Source
+    options: dict[str, Any]
+    limits: Limits
+    share: Share
+    progress: Progress
+    base: Base | None = None
+    after: After | None = None
+    only: int | None = None
+    steps: int = field(default=0, init=False)
+    num_late: dict[str, int] = field(default_factory=dict, init=False)
 
-def _categorical(
-    source: Source, examples: Columns, train: np.ndarray, log: EventLog | None
-) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, pa.Table]]:
-    """Ids of all features, ids of all event fields, and the vocabularies that they share.
-
-    An event is "seen in training" if it is in the history of at least one training example.
-    """
-    offsets: dict[str, np.ndarray] = {}
-    parts: dict[str, list[tuple[Codes, np.ndarray]]] = {}
-    features: dict[str, Codes] = {}
-    fields: dict[str, Codes] = {}
-    for f in source.categorical:
-        seen = train
-        if f.multi:
-            offsets[f.name], features[f.name] = examples.bags(f.name)
-            seen = np.repeat(train, np.diff(offsets[f.name]))
+    def __post_init__(self) -> None:
+        self.path = self.folder.with_name(f"{self.folder.name}.building")
+        self.out = self.path / "out"
+        self.segment = self.base.segment if self.base else 0
+        if self.base:
+            self.num_partitions = self.base.num_partitions
+        elif self.limits.num_partitions:
+            self.num_partitions = self.limits.num_partitions
         else:
-            features[f.name] = examples.codes(f.name)
-        parts.setdefault(f.table or f.name, []).append((features[f.name], seen))
-    if log:
-        seen = log.seen_by(train)
-        for e in source.event_fields:
-            fields[e.name] = log.codes(e.name)
-            parts.setdefault(e.table or e.name, []).append((fields[e.name], seen))
-    vocabularies = {table: make_vocabulary(p, source.min_count) for table, p in parts.items()}
-    ids: dict[str, Any] = {}
-    for f in source.categorical:
-        ids[f.name] = encode(features[f.name], vocabularies[f.table or f.name])
-        if f.multi:
-            ids[f.name] = pa.LargeListArray.from_arrays(offsets[f.name], ids[f.name])
-    events = {e.name: encode(fields[e.name], vocabularies[e.table or e.name]) for e in source.event_fields}
-    return ids, events, vocabularies
+            self.num_partitions = min(MAX_PARTITIONS, max(1, -(-_num_bytes(self.source) // PARTITION_BYTES)))
+
+    def run(self) -> None:
+        """Stages, learns, and writes this machine's partitions."""
+        self._start()
+        staged = self._staged()
+        self.num_late = staged.num_late
+        holders = {of: Holder(self.source, of) for of in ("users", "items") if getattr(self.source, of) is not None}
+        learned = learn(
+            self.source,
+            declared_schema(self.source),
+            staged,
+            holders,
+            self.limits,
+            self._report,
+            base=self.base,
+            only=self.only,
+        )
+        files = self._write_learned(learned)
+        vocabularies = {}
+        for table in learned.schema.tables:
+            old = self.base.vocabulary_files(table.name) if self.base else []
+            new = [self.out / n for n in files if n == storage.vocabulary_file(table.name, self.segment)]
+            vocabularies[table.name] = Vocabulary(table, [*old, *new])
+        writer = ShardWriter(self.source, learned, staged, vocabularies, holders, self.base)
+        rows = {"items": 0}
+        if "items" in holders:
+            name = f"{storage.segment_folder(self.segment)}/{storage.ITEMS}"
+            rows["items"] = writer.write_items(self.out / name)
+            files[name] = sha256_of(self.out / name)
+        self._check_memory(staged)
+        for partition in range(self.num_partitions):
+            if self.share.has(partition) and not self._done(partition).is_file():
+                self._write_partition(writer, partition)
+            self._report()
+        about = {
+            "learned": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+            "files": files,
+            "items": rows["items"],
+            "boundaries": _boundaries(learned),
+            "vocabularies": {name: v.num_rows for name, v in learned.vocabularies.items()},
+            "name": learned.schema.name,
+            "partitions": self.num_partitions,
+            "times": staged.times,
+        }
+        storage.write_json(about, self.path / f"learned-{self.share.index}-of-{self.share.count}.json")
+
+    def finish(self) -> None:
+        """Makes the data set of all partitions."""
+        from gemkit.data.finish import finish
+
+        finish(self)
+        self._report()
+
+    def _start(self) -> None:
+        """Throws away what another build left."""
+        key = {
+            "format_version": storage.FORMAT_VERSION,
+            "gemkit": __version__,
+            "options": self.options,
+            "source_files": self.source.files,
+            "declared": to_mapping(declared_schema(self.source)),
+            "partitions": self.num_partitions,
+            "segment": self.segment,
+            "after": self.base.manifest["digest"] if self.base else None,
+            "only": self.only,
+            "late": asdict(self.after) if self.after else None,
+        }
+        # Through JSON, in which a tuple is a list.
+        if not _same(self.path / "key.json", key) or not (self.options or self.source.files):
+            shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        storage.write_json(key, self.path / "key.json")
+
+    def _staged(self) -> Staged:
+        folder = self.path / f"staged-{self.share.index}-of-{self.share.count}"
+        staged, done = Staged(folder, self.num_partitions), folder / "done.json"
+        if done.is_file():
+            for name, value in storage.read_json(done).items():
+                setattr(staged, name, value)
+            shutil.rmtree(folder / "counts", ignore_errors=True)
+            return staged
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        first_id = self.base.num_examples if self.base else 0
+        stage(self.source, staged, self.limits, self._report, first_id, self.after)
+        release_memory()
+        storage.write_json(staged.counts(), done)
+        return staged
+
+    def _write_learned(self, learned: Learned) -> dict[str, str]:
+        """The schema and the new vocabulary rows, with their hashes."""
+        files = {}
+        name = storage.schema_file(self.segment)
+        self.out.mkdir(parents=True, exist_ok=True)
+        storage.write_json(to_mapping(learned.schema), self.out / name)
+        files[name] = sha256_of(self.out / name)
+        for table, rows in learned.vocabularies.items():
+            name = storage.vocabulary_file(table, self.segment)
+            storage.write_table(rows, self.out / name)
+            files[name] = sha256_of(self.out / name)
+        return files
+
+    def _write_partition(self, writer: ShardWriter, partition: int) -> None:
+        name = storage.partition_folder(self.segment, partition)
+        target = self.out / name
+        fresh = target.with_name(f"{target.name}.tmp")
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        rows = writer.write(partition, fresh)
+        release_memory()
+        files = {f"{name}/{p.name}": sha256_of(p) for p in sorted(fresh.iterdir())}
+        fresh.rename(target)
+        storage.write_json({"rows": rows, "files": files}, self._done(partition))
+
+    def _done(self, partition: int) -> Path:
+        return self.path / f"partition-{partition:03d}.json"
+
+    def _check_memory(self, staged: Staged) -> None:
+        largest = max(sum(t[p] for t in staged.num_bytes.values()) for p in range(self.num_partitions))
+        if largest <= self.limits.partition_bytes:
+            return
+        needed = -(-largest * self.num_partitions // self.limits.partition_bytes)
+        fix = f"--num-partitions {min(MAX_PARTITIONS, 2 * needed)}" if self.base is None else "give it more memory"
+        raise GemkitError(
+            f"a partition takes {largest >> 20} MiB, more than {self.limits.memory_bytes >> 20} MiB of memory leave it",
+            where="--memory",
+            allowed=f"{self.limits.partition_bytes >> 20} MiB; users are divided over {self.num_partitions} partitions",
+            fix=fix,
+        )
+
+    def _report(self) -> None:
+        self.steps += 1
+        self.progress(f"build {self.source.name}", self.steps, 0)
+
+    def cleaned_up(self, *, keep: bool) -> _CleanUp:
+        """Removes the work folder at the end; if `keep`, not when the build was interrupted."""
+        return _CleanUp(self, keep)
 
 
-def _with_statistics(feature: DenseFeature, values: np.ndarray) -> DenseFeature:
-    values = transformed(values, feature.transform)
-    std = float(values.std())
-    # A constant column has a rounding error for a standard deviation.
-    constant = std <= 1e-12 * max(1.0, abs(float(values.mean())))
-    return replace(feature, mean=float(values.mean()), std=1.0 if constant else std)
+class _CleanUp:
+    def __init__(self, work: Work, keep: bool) -> None:
+        self._work, self._keep = work, keep
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        # A refused source is refused again, and a share waits for the others.
+        done = kind is None and (self._work.share.count == 1 and not self._work.out.exists())
+        if done or (kind is not None and (not self._keep or issubclass(kind, GemkitError))):
+            shutil.rmtree(self._work.path, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise writing_failed(self._work.folder, error.errno or 5) from error
 
 
-def _labels(source: Source, examples: Columns, train: np.ndarray) -> dict[str, pa.Array]:
-    """Labels that count; empty where they do not, for want of a value or through `masked_by`."""
-    raw = {t.name: examples.labels(t.name) for t in source.tasks}
-    masks = {t.name: t.masked_by for t in source.tasks}
-    columns = {}
-    for name, values in raw.items():
-        known = values >= 0
-        masker = masks[name]
-        while masker:
-            known = known & (raw[masker] == 1)
-            masker = masks[masker]
-        if not (known & train).any():
-            raise examples.error(name, f"task {name!r} has no label in the train split")
-        columns[name] = pa.array(values, pa.int8(), mask=~known)
-    return columns
+def _same(path: Path, key: dict[str, Any]) -> bool:
+    try:
+        return bool(storage.read_json(path) == json.loads(json.dumps(key)))
+    except (OSError, ValueError):
+        return False
 
 
-def _names(column: Codes) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Ids from 0 and their names, most frequent first."""
-    vocabulary = make_vocabulary([(column, np.ones(len(column.codes), bool))], 1)
-    return encode(column, vocabulary) - 1, tuple(vocabulary.column("value").to_pylist())
+def _boundaries(learned: Learned) -> dict[str, int] | None:
+    found = learned.splitter.boundaries
+    return None if found is None else {"valid_from_s": found[0], "test_from_s": found[1]}
 
 
-def _groups(source: Source, examples: Columns) -> np.ndarray:
-    if not source.group:
-        return np.zeros(examples.num_rows, np.int64)
-    return examples.codes(source.group, required=True).codes
-
-
-def _weights(source: Source, examples: Columns, train: np.ndarray) -> np.ndarray:
-    if not source.weight:
-        return np.ones(examples.num_rows, np.float32)
-    weights = examples.numbers(source.weight)
-    if (weights < 0).any():
-        raise examples.error(source.weight, "weights are negative", weights < 0, allowed=">= 0")
-    weights = weights.astype(np.float32)
-    if not weights[train].any():
-        raise examples.error(source.weight, "all weights of the train split are 0", allowed="some above 0")
-    return weights
-
-
-def _example_ids(source: Source, examples: Columns) -> np.ndarray:
-    if not source.example_id:
-        return np.arange(examples.num_rows, dtype=np.int64)
-    ids = examples.whole(source.example_id)
-    values, counts = np.unique(ids, return_counts=True)
-    if (counts > 1).any():
-        twice = values[counts > 1]
-        raise examples.error(source.example_id, f"example id {twice[0]} appears twice", np.isin(ids, twice))
-    return ids
+def _num_bytes(source: Source) -> int:
+    tables = [t for t in (source.examples, source.events) if t is not None]
+    return sum(t.num_bytes if isinstance(t, Stream) else t.nbytes for t in tables)

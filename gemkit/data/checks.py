@@ -20,7 +20,10 @@ def check_declaration(source: Source) -> None:
     _check_names("task", tasks)
     _check_names("event field", [f.name for f in source.event_fields])
     with_table: tuple[CategoricalFeature | EventField, ...] = (*source.categorical, *source.event_fields)
-    _check_names("table", {f.table or f.name for f in with_table})
+    tables = {f.table or f.name for f in with_table}
+    _check_names("table", tables)
+    _check_rules([rule.name for rule in source.tables], tables)
+    _check_holders(source, declared)
     if not tasks:
         raise GemkitError(
             "no task is declared", where="tasks", fix="name the column with the label: `tasks: [{name: click}]`"
@@ -34,8 +37,16 @@ def check_declaration(source: Source) -> None:
             where="tasks",
             fix="a label cannot be its own feature: drop one",
         )
+    told = [(t.name, what, c) for t in source.tasks for what, c in (("delay", t.delay), ("truth", t.truth)) if c]
+    for task, what, column in told:
+        if column in features or column in tasks:
+            raise GemkitError(
+                f"column {column!r} is the {what} of task {task!r} and a feature or a label",
+                where=f"tasks.{what}",
+                fix="what follows from a label cannot be its feature: drop one",
+            )
     _check_masks({t.name: t.masked_by for t in source.tasks})
-    if source.split.by == "time" and not source.timestamp:
+    if source.split.by != "column" and not source.timestamp:
         raise GemkitError(
             "a split by time needs a timestamp",
             where="timestamp",
@@ -69,6 +80,43 @@ def _check_names(what: str, names: Iterable[str]) -> None:
                 fix="rename the column",
             )
         seen.add(name)
+
+
+def _check_rules(rules: list[str], tables: set[str]) -> None:
+    for name in rules:
+        if name not in tables:
+            raise GemkitError(
+                f"there is a rule for table {name!r}, which no feature names",
+                where="tables",
+                allowed=", ".join(sorted(tables)) or "none: there are no categorical features",
+                fix=did_you_mean(name, tables),
+            )
+        if rules.count(name) > 1:
+            raise GemkitError(f"there are two rules for table {name!r}", where="tables", fix="keep one")
+
+
+def _check_holders(source: Source, declared: tuple[DenseFeature | CategoricalFeature | VectorFeature, ...]) -> None:
+    """Features of users and items have a table that holds them, and the table a key and features."""
+    for of, table, key in (("users", source.users, source.user), ("items", source.items, source.item)):
+        features = [f.name for f in declared if f.of == of]
+        if features and table is None:
+            raise GemkitError(
+                f"feature {features[0]!r} is of {of}, but there is no table of {of}",
+                where=of,
+                fix=f"name the table in `{of}`, or let the examples hold the column: `of: examples`",
+            )
+        if table is not None and not key:
+            raise GemkitError(
+                f"there is a table of {of}, but no column that says which of them an example is about",
+                where=of[:-1],
+                fix=f"name the column, in both tables, in `{of[:-1]}`",
+            )
+        if table is not None and not features:
+            raise GemkitError(
+                f"there is a table of {of}, but no feature is of {of}",
+                where=of,
+                fix=f"declare its columns with `of: {of}`, or leave the table out",
+            )
 
 
 def _check_masks(masks: dict[str, str | None]) -> None:

@@ -1,16 +1,22 @@
-"""Rows of examples -> `Batch`. Vectorised gathers; no Python loop over examples or events."""
+"""Rows of examples -> `Batch`. Vectorised gathers, one copy from the mapped files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from gemkit.config.run import StreamWindow
 from gemkit.data import storage
 from gemkit.data.arrays import offsets_of, standardised
 from gemkit.data.batch import Batch, History, Layout
 from gemkit.data.dataset import Dataset
+from gemkit.data.histories import gather, lengths_of, newest, newest_of_streams
+from gemkit.data.schema import Schema
+from gemkit.data.shards import Part
+from gemkit.errors import GemkitError, did_you_mean
 from gemkit.nn.jagged import CHUNK, chunk_plan
 
 MakeLayout = Callable[[np.ndarray], Layout]
@@ -21,93 +27,124 @@ def plain_layout(lengths: np.ndarray) -> Layout:
     return Layout(int(lengths.max(initial=0)), chunk_plan(lengths, CHUNK))
 
 
-def collate(
-    dataset: Dataset,
-    rows: np.ndarray,
-    *,
-    max_history: int,
-    read_events: bool,
-    shares_histories: bool,
-    layout: MakeLayout = plain_layout,
-) -> Batch:
-    """Gathers the examples `rows` and their histories.
+@dataclass(frozen=True)
+class Reading:
+    """How much of a data set a batch holds.
 
-    Args:
-        rows: (B,) example rows, in any order, repetitions allowed.
+    Attributes:
         max_history: Newest events of each history that are read.
         read_events: False leaves the histories out.
         shares_histories: Hold each distinct history once (examples of one user at one time); else one per example.
+        streams: Windows of single streams, in place of `max_history` for all together.
+        streams_apart: Hold each history stream by stream: in the order of `streams`, or with `max_history` events of
+            each stream of the schema.
         layout: Host work for the histories, from their lengths (U,); a model's `layout`.
     """
-    schema, columns = dataset.schema, dataset.columns
+
+    max_history: int = 100
+    read_events: bool = True
+    shares_histories: bool = True
+    streams: tuple[StreamWindow, ...] = ()
+    streams_apart: bool = False
+    layout: MakeLayout = plain_layout
+
+    def windows(self, schema: Schema) -> list[tuple[int, int]] | None:
+        """Stream and window of each stream that is read; None: one window over all.
+
+        Raises:
+            GemkitError: The schema has no stream of a name.
+        """
+        if not self.streams and not self.streams_apart:
+            return None
+        if not self.streams:
+            return [(i, self.max_history) for i in range(len(schema.streams))]
+        for i, stream in enumerate(self.streams):
+            if stream.name not in schema.streams:
+                raise GemkitError(
+                    f"data set {schema.name!r} has no stream {stream.name!r}",
+                    where=f"data.streams[{i}].name",
+                    allowed=", ".join(schema.streams) or "none: it has no histories",
+                    fix=did_you_mean(stream.name, schema.streams),
+                )
+        return [(schema.streams.index(s.name), s.max_history) for s in self.streams]
+
+
+def collate(dataset: Dataset, rows: np.ndarray, reading: Reading) -> Batch:
+    """Gathers examples and their histories.
+
+    Args:
+        rows: (B,) example rows, in any order, repetitions allowed.
+    """
+    schema, parts, size = dataset.schema, dataset.located(rows), len(rows)
     ids: dict[str, np.ndarray] = {}
     bag_offsets: dict[str, np.ndarray] = {}
     for f in schema.categorical:
         if f.multi:
-            offsets, values = dataset.bags[f.name]
-            positions, bag_offsets[f.name] = ranges(offsets[rows], offsets[rows + 1])
-            ids[f.name] = values[positions]
+            ids[f.name], bag_offsets[f.name] = dataset.take_bags(f.name, parts, size, f.of)
         else:
-            ids[f.name] = columns[f.name][rows]
+            ids[f.name] = dataset.take(f.name, parts, size, f.of)
     history = None
-    if read_events and schema.has_events:
-        history, event_ids = _histories(dataset, rows, max_history, shares_histories, layout)
+    if reading.read_events and schema.has_events:
+        history, event_ids = _histories(dataset, rows, reading)
         ids |= event_ids
-    labels = np.stack([columns[t][rows] for t in schema.task_names], axis=1)
+    labels = np.stack([dataset.take(t, parts, size) for t in schema.task_names], axis=1)
     return Batch(
         ids={key: _ints(values) for key, values in ids.items()},
         bag_offsets={key: torch.from_numpy(values) for key, values in bag_offsets.items()},
-        dense=torch.from_numpy(_dense(dataset, rows)),
-        vectors={f.name: torch.from_numpy(dataset.vectors[f.name][rows]) for f in schema.vectors},
+        dense=torch.from_numpy(_dense(dataset, parts, size)),
+        vectors={f.name: torch.from_numpy(dataset.take_vectors(f.name, parts, size, f.of)) for f in schema.vectors},
         history=history,
         labels=torch.from_numpy((labels == 1).astype(np.float32)),
         masks=torch.from_numpy((labels >= 0).astype(np.float32)),
-        weights=torch.from_numpy(columns[storage.WEIGHT][rows]),
-        surface=_ints(columns[storage.SURFACE][rows]),
-        group=_ints(columns[storage.GROUP][rows]),
-        timestamp=_ints(columns[storage.TIMESTAMP][rows]),
-        example_id=_ints(columns[storage.EXAMPLE_ID][rows]),
+        delays=torch.from_numpy(_delays(dataset, parts, size)),
+        weights=torch.from_numpy(dataset.take(storage.WEIGHT, parts, size)),
+        surface=_ints(dataset.take(storage.SURFACE, parts, size)),
+        group=_ints(dataset.take(storage.GROUP, parts, size)),
+        timestamp=_ints(dataset.take(storage.TIMESTAMP, parts, size)),
+        example_id=_ints(dataset.take(storage.EXAMPLE_ID, parts, size)),
     )
 
 
-def _histories(
-    dataset: Dataset, rows: np.ndarray, max_history: int, shares_histories: bool, layout: MakeLayout
-) -> tuple[History, dict[str, np.ndarray]]:
-    columns, events = dataset.columns, dataset.events
-    if shares_histories:
-        _, first, index = np.unique(columns[storage.HISTORY][rows], return_index=True, return_inverse=True)
+def _histories(dataset: Dataset, rows: np.ndarray, reading: Reading) -> tuple[History, dict[str, np.ndarray]]:
+    if reading.shares_histories:
+        _, first, index = np.unique(dataset.history_keys(rows), return_index=True, return_inverse=True)
     else:
         first = index = np.arange(len(rows))
-    owners = rows[first]
-    end = columns[storage.HISTORY_END][owners]
-    start = np.maximum(columns[storage.HISTORY_START][owners], end - max_history)
-    positions, offsets = ranges(start, end)
-    lengths = end - start
-    now = np.repeat(columns[storage.TIMESTAMP][owners], lengths)
+    owners, streams, stream_offsets = rows[first], reading.windows(dataset.schema), None
+    if streams is None:
+        windows = newest(dataset, owners, reading.max_history)
+        lengths = lengths_of(windows, len(owners))
+    else:
+        windows, of_streams = newest_of_streams(dataset, owners, streams, apart=reading.streams_apart)
+        lengths = of_streams.sum(axis=1)
+        if reading.streams_apart:
+            stream_offsets = torch.from_numpy(offsets_of(of_streams.ravel()))
+    now = np.repeat(dataset.take(storage.TIMESTAMP, dataset.located(owners), len(owners)), lengths)
     history = History(
-        offsets=torch.from_numpy(offsets),
-        ages=torch.from_numpy((now - events[storage.TIMESTAMP][positions]).astype(np.float32)),
-        stream=_ints(events[storage.STREAM][positions]),
+        offsets=torch.from_numpy(offsets_of(lengths)),
+        ages=torch.from_numpy((now - gather(dataset, storage.TIMESTAMP, windows)).astype(np.float32)),
+        stream=torch.from_numpy(gather(dataset, storage.STREAM, windows, np.int64)),
         history_index=torch.from_numpy(index),
         first_example=torch.from_numpy(first),
-        layout=layout(lengths),
+        layout=reading.layout(lengths),
+        stream_offsets=stream_offsets,
     )
-    return history, {f.key: events[f.name][positions] for f in dataset.schema.event_fields}
+    return history, {f.key: gather(dataset, f.name, windows, np.int64) for f in dataset.schema.event_fields}
 
 
-def _dense(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    dense = np.empty((len(rows), len(dataset.schema.dense)), np.float32)
+def _dense(dataset: Dataset, parts: list[Part], size: int) -> np.ndarray:
+    dense = np.empty((size, len(dataset.schema.dense)), np.float32)
     for i, f in enumerate(dataset.schema.dense):
-        dense[:, i] = standardised(dataset.columns[f.name][rows], f)
+        dense[:, i] = standardised(dataset.take(f.name, parts, size, f.of), f)
     return dense
 
 
-def ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The positions starts[0] .. ends[0]-1, starts[1] .. ends[1]-1, ... and where each run begins among them."""
-    lengths = ends - starts
-    offsets = offsets_of(lengths)
-    positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    return positions, offsets
+def _delays(dataset: Dataset, parts: list[Part], size: int) -> np.ndarray:
+    delays = np.full((size, len(dataset.schema.tasks)), np.nan, np.float32)
+    for i, task in enumerate(dataset.schema.tasks):
+        if task.delay:
+            delays[:, i] = dataset.take(storage.DELAY + task.name, parts, size)
+    return delays
 
 
 def _ints(values: np.ndarray) -> torch.Tensor:

@@ -10,11 +10,9 @@ import pyarrow.compute as pc
 
 from gemkit.data.arrays import as_array, flat, is_list, is_text, offsets_of, short, standardised
 from gemkit.data.schema import DenseFeature
+from gemkit.data.source import MAX_SECONDS
 from gemkit.data.text import numbers_of, seconds_of, whole_of
 from gemkit.errors import GemkitError, did_you_mean
-
-MAX_SECONDS = 10**11
-"""The year 5138. A larger timestamp is in milliseconds or finer."""
 
 MAX_NUMBER = 1e30
 """Of a dense feature or a weight. The model computes in float32, which ends at 3.4e38."""
@@ -34,17 +32,25 @@ class Codes(NamedTuple):
     values: pa.Array
 
 
+def shown_rows(rows: np.ndarray) -> str:
+    """How errors name rows: ``7 rows: 1, 2, 3, 4, 5 ... (the first is 1)``. `rows` are counted from 0."""
+    first = ", ".join(str(r + 1) for r in rows[:5].tolist())
+    return f"{len(rows)} row{'s' * (len(rows) > 1)}: {first}{' ...' * (len(rows) > 5)} (the first is 1)"
+
+
 class Columns:
     """One table of a `Source`.
 
     Args:
         table: The table.
         title: What errors call it: ``examples`` or a file name.
+        first_row: Rows that stand before these in the file, of which this table is a piece.
     """
 
-    def __init__(self, table: pa.Table, title: str) -> None:
+    def __init__(self, table: pa.Table, title: str, first_row: int = 0) -> None:
         self.table = table
         self.title = title
+        self.first_row = first_row
         self.num_rows: int = table.num_rows
 
     def raw(self, name: str) -> pa.Array:
@@ -69,9 +75,7 @@ class Columns:
         """An error about column `name`; `bad` marks the rows at fault."""
         where = f"{self.title}, column {name}"
         if bad is not None:
-            rows = np.flatnonzero(bad)
-            first = ", ".join(str(r + 1) for r in rows[:5])
-            where += f", {len(rows)} row{'s' * (len(rows) > 1)}: {first}{' ...' * (len(rows) > 5)} (the first is 1)"
+            where += f", {shown_rows(np.flatnonzero(bad) + self.first_row)}"
         return GemkitError(what, where=where, allowed=allowed, fix=fix)
 
     def refuse_empty(self, name: str, column: pa.Array) -> None:
@@ -112,13 +116,17 @@ class Columns:
         """Raises if a dense value is so far from the training split's that its standardised form is infinite."""
         far = ~np.isfinite(standardised(values, feature))
         if far.any():
-            raise self.error(
-                feature.name,
-                f"column {feature.name!r} has the value {values[far][0]:g}, which is too far from the training split's"
-                f" (mean {feature.mean:g}, deviation {feature.std:g}) to compute with",
-                far,
-                fix="clip the column, or take its logarithm",
-            )
+            raise self.far(self.title, feature, float(values[far][0]), np.flatnonzero(far) + self.first_row)
+
+    @staticmethod
+    def far(title: str, feature: DenseFeature, value: float, rows: np.ndarray) -> GemkitError:
+        """The error for rows (counted from 0) whose dense value, first `value`, is too far from training's."""
+        return GemkitError(
+            f"column {feature.name!r} has the value {value:g}, which is too far from the training split's"
+            f" (mean {feature.mean:g}, deviation {feature.std:g}) to compute with",
+            where=f"{title}, column {feature.name}, {shown_rows(rows)}",
+            fix="clip the column, or take its logarithm",
+        )
 
     def _as_numbers(self, name: str, column: pa.Array, row_of: np.ndarray | None = None) -> pa.Array:
         """float64, or float32 where the column is; `row_of` says to which row each entry belongs, if not to its own."""
@@ -194,6 +202,16 @@ class Columns:
                 name, f"label {name!r} has the value {values[bad][0]:g}", bad, allowed="0, 1 or an empty cell"
             )
         return np.where(np.isnan(values), -1, values).astype(np.int8)
+
+    def optional_numbers(self, name: str, low: float, high: float, what: str) -> pa.Array:
+        """float64 from `low` to `high`, null where empty (a NaN is, as pandas writes it); `what` names them."""
+        values = as_array(self._as_numbers(name, self.raw(name)).cast(pa.float64()).fill_null(np.nan))
+        empty = np.isnan(values)
+        bad = ~(empty | ((values >= low) & (values <= high)))
+        if bad.any():
+            problem = f"column {name!r} has the value {values[bad][0]:g}"
+            raise self.error(name, problem, bad, allowed=f"{what} from {low:g} to {high:g}")
+        return pa.array(values, mask=empty)
 
     def whole(self, name: str) -> np.ndarray:
         """Whole numbers that fit into 64 bits. Shape: (rows,) int64."""

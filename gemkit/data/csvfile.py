@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -37,7 +37,7 @@ def read_csv(path: Path, delimiter: str, types: dict[str, Any], check_columns: C
     Raises:
         GemkitError: The file is not text in UTF-8, a row is broken, or a cell is no number.
     """
-    check_columns(path, _header(path, delimiter), types)
+    check_columns(path, header(path, delimiter), types)
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
 
     def read(types: dict[str, Any], threads: bool) -> pa.Table:
@@ -48,7 +48,7 @@ def read_csv(path: Path, delimiter: str, types: dict[str, Any], check_columns: C
         table = read(types, True)
     except pa.ArrowInvalid:
         # Either a row is broken, and one thread knows its number, or a cell is, and bytes can always be read.
-        _check_quotes(path, delimiter, None)
+        check_quotes(path, delimiter, None)
         try:
             table = read(dict.fromkeys(types, pa.binary()), False)
         except pa.ArrowInvalid as error:
@@ -56,8 +56,41 @@ def read_csv(path: Path, delimiter: str, types: dict[str, Any], check_columns: C
         table = _decoded(table, path.name)
         for name in (n for n, kind in types.items() if kind == pa.float64()):
             Columns(table, path.name).refuse_text(name)
-    _check_quotes(path, delimiter, table.num_rows)
+    check_quotes(path, delimiter, table.num_rows)
     return table
+
+
+def stream_csv(path: Path, delimiter: str, names: Sequence[str], block_bytes: int) -> Iterator[pa.Table]:
+    """The named columns as text, piece by piece; who uses a column reads its numbers, and names the rows at fault.
+
+    Raises:
+        GemkitError: As `read_csv`, when the piece is reached.
+    """
+
+    def read(threads: bool) -> Iterator[pa.Table]:
+        options = pyarrow.csv.ReadOptions(block_size=block_bytes, use_threads=threads)
+        parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        # Bytes can always be read; which of them are no text is told by row.
+        types = dict.fromkeys(names, pa.binary())
+        convert = pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(names), null_values=[""])
+        with pyarrow.csv.open_csv(path, options, parse, convert) as reader:
+            for batch in reader:
+                yield pa.table(batch)
+
+    num_rows = 0
+    try:
+        for piece in read(True):
+            yield _decoded(piece, path.name, num_rows)
+            num_rows += piece.num_rows
+    except pa.ArrowInvalid:
+        check_quotes(path, delimiter, None)
+        try:
+            for _ in read(False):  # one thread knows the number of the row
+                pass
+        except pa.ArrowInvalid as error:
+            raise _broken_row(path, str(error)) from error
+        raise
+    check_quotes(path, delimiter, num_rows)
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -65,7 +98,12 @@ def _open(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path, "rb")) if packed else path.open("rb")
 
 
-def _header(path: Path, delimiter: str) -> list[str]:
+def header(path: Path, delimiter: str) -> list[str]:
+    """The names of the columns.
+
+    Raises:
+        GemkitError: The file is no text in UTF-8, or empty.
+    """
     with _open(path) as file:
         start = file.read(8)
     for magic, (what, fix) in MAGIC.items():
@@ -90,7 +128,7 @@ def _header(path: Path, delimiter: str) -> list[str]:
     return names
 
 
-def _decoded(table: pa.Table, title: str) -> pa.Table:
+def _decoded(table: pa.Table, title: str, first_row: int = 0) -> pa.Table:
     """Bytes to text, or an error that names the cells that are no UTF-8."""
     for i, name in enumerate(table.column_names):
         try:
@@ -99,7 +137,7 @@ def _decoded(table: pa.Table, title: str) -> pa.Table:
             cells = table.column(i).to_pylist()
             bad = np.array([not _is_utf8(cell) for cell in cells], bool)
             shown = cells[int(np.flatnonzero(bad)[0])][:60]
-            raise Columns(table, title).error(
+            raise Columns(table, title, first_row).error(
                 name, f"column {name!r} has bytes that are not UTF-8: {shown!r}", bad, fix="save the file as UTF-8"
             ) from error
         table = table.set_column(i, name, text)
@@ -126,7 +164,7 @@ def _broken_row(path: Path, message: str) -> GemkitError:
     )
 
 
-def _check_quotes(path: Path, delimiter: str, num_rows: int | None) -> None:
+def check_quotes(path: Path, delimiter: str, num_rows: int | None) -> None:
     """Raises if a quote is not closed: Arrow's reader would take the rest of the file for one cell in silence."""
     with _open(path) as file:
         if not any(b'"' in chunk for chunk in iter(lambda: file.read(1 << 20), b"")):

@@ -2,58 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from gemkit.config.fields import from_mapping
 from gemkit.data import storage
-from gemkit.data.bounds import check_events, check_examples, check_histories, check_schema, check_texts
+from gemkit.data.arrays import offsets_of, ranges
+from gemkit.data.histories import lengths_of, newest
 from gemkit.data.schema import Schema
+from gemkit.data.shards import Part, Rows, Shard, joined, located, take
 from gemkit.data.source import SPLITS
-from gemkit.data.verify import REBUILD, read_checked_manifest, verify_files
+from gemkit.data.verify import verified
 from gemkit.errors import GemkitError
 
 
 class Dataset:
     """Examples, events and vocabularies of one data set. Open it with `Dataset.open`.
 
+    An example's *row* counts over all shards, in their order; within a shard examples are sorted by split, user, time.
+
     Attributes:
         schema: What the columns mean.
         manifest: Counts, hashes and origin.
-        columns: Examples' columns by name: (examples,). Labels are int8 with -1 where masked.
-        bags: Bags by feature: offsets (examples+1,) and ids back to back.
-        vectors: Content embeddings by feature: (examples, width).
-        events: The event log's columns by name: (events,). Empty without histories.
+        shards: Partitions 0, 1, ... of segment 0, then those of segment 1, and so on.
     """
 
-    def __init__(
-        self, folder: Path, schema: Schema, manifest: dict[str, Any], examples: pa.Table, events: pa.Table | None
-    ) -> None:
+    def __init__(self, folder: Path, schema: Schema, manifest: dict[str, Any], shards: Sequence[Shard]) -> None:
         self.folder = folder
         self.schema = schema
         self.manifest = manifest
-        self.bags: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self.vectors: dict[str, np.ndarray] = {}
-        self.columns: dict[str, np.ndarray] = {}
-        wide = {f.name: f.width for f in schema.vectors}
-        multi = {f.name for f in schema.categorical if f.multi}
-        for name in examples.column_names:
-            column = examples.column(name).combine_chunks()
-            if name in multi:
-                self.bags[name] = _array(column.offsets), _array(column.values)
-            elif name in wide:
-                self.vectors[name] = _array(column.values).reshape(-1, wide[name])
-            elif name in schema.task_names:
-                self.columns[name] = _array(column.fill_null(-1))
-            else:
-                self.columns[name] = _array(column)
-        self.events = {n: _array(events.column(n).combine_chunks()) for n in events.column_names} if events else {}
+        self.shards = shards
+        self._stream_events: dict[tuple[int, int], np.ndarray] = {}
+        self._bases = offsets_of(np.array([s.examples.num_rows for s in shards]))
 
     @classmethod
     def open(cls, folder: Path) -> Dataset:
@@ -63,34 +48,17 @@ class Dataset:
             GemkitError: There is none, it has another format version, a file has changed since it was built, or
                 holds what no build writes: an id out of bounds, a history that points outside the event log.
         """
-        manifest = read_checked_manifest(folder)
-        verify_files(folder, manifest)
-        rows, files = manifest["rows"], manifest["files"]
-        schema = _schema(folder, files)
-
-        def opened(name: str) -> tuple[pa.Table, str]:
-            if name not in files:
-                raise GemkitError(f"the manifest does not name {name}", where=str(folder), fix=REBUILD)
-            return storage.open_table(folder / name), str(folder / name)
-
-        for table in schema.tables:
-            texts = {"value": pa.string(), "count": pa.int64()}
-            vocabulary, where = opened(f"{storage.VOCABULARIES}/{table.name}.arrow")
-            check_texts(vocabulary, texts, table.num_embeddings - 1, where)
-        examples, where = opened(storage.EXAMPLES)
-        check_examples(schema, examples, rows, where)
-        events = None
-        if schema.has_events:
-            users, where_users = opened(storage.USERS)
-            check_texts(users, {"value": pa.string()}, None, where_users)
-            events, where_events = opened(storage.EVENTS)
-            check_events(schema, events, users.num_rows, rows, where_events)
-            check_histories(examples, events, where)
-        return cls(folder, schema, manifest, examples, events)
+        manifest, schema = verified(folder)
+        shards = []
+        for segment in range(len(manifest["segments"])):
+            items = _opened(folder, f"{storage.segment_folder(segment)}/{storage.ITEMS}", schema, manifest)
+            for partition in range(manifest["partitions"]):
+                shards.append(_open_shard(folder, segment, partition, schema, manifest, items))
+        return cls(folder, schema, manifest, shards)
 
     @property
     def num_examples(self) -> int:
-        return int(self.manifest["rows"]["examples"])
+        return int(self._bases[-1])
 
     @property
     def num_events(self) -> int:
@@ -102,35 +70,124 @@ class Dataset:
         files: Mapping[str, str] = self.manifest["files"]
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
-    def split(self, name: str) -> np.ndarray:
-        """Rows of the examples in a split, ascending. Shape: (rows,) int64."""
+    @functools.cached_property
+    def columns(self) -> dict[str, Any]:
+        """Examples' columns: ``columns[name][rows]`` gathers. An array, or with several shards a `Column`."""
+        return {n: joined([s.examples.columns[n] for s in self.shards]) for n in self.shards[0].examples.columns}
+
+    def split_ranges(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """First and last row (excluded) of a split in each shard. Shape: (shards,), (shards,) int64."""
         if name not in SPLITS:
             raise GemkitError(f"unknown split {name!r}", where="split", allowed=", ".join(SPLITS))
-        return np.flatnonzero(self.columns[storage.SPLIT] == SPLITS.index(name))
+        number = SPLITS.index(name)
+        pieces = [s.examples.columns[storage.SPLIT] for s in self.shards]  # ascending within a shard
+        starts, ends = (np.array([np.searchsorted(p, number, side) for p in pieces]) for side in ("left", "right"))
+        return self._bases[:-1] + starts, self._bases[:-1] + ends
+
+    def split(self, name: str) -> np.ndarray:
+        """Rows of the examples in a split, ascending. Shape: (rows,) int64."""
+        return np.concatenate([np.arange(a, b) for a, b in zip(*self.split_ranges(name), strict=True)])
+
+    def located(self, rows: np.ndarray) -> list[Part]:
+        """Where rows of examples lie."""
+        return located(rows, self._bases)
+
+    def take(self, name: str, parts: list[Part], size: int, of: str = "examples") -> np.ndarray:
+        """A column of `size` located examples, or of their users or items."""
+        if of == "examples":
+            return take([s.examples.columns[name] for s in self.shards], parts, size)
+        return take([self._holder(s, of).columns[name] for s in self.shards], self._owners(parts, of), size)
+
+    def take_vectors(self, name: str, parts: list[Part], size: int, of: str = "examples") -> np.ndarray:
+        """Content embeddings of `size` located examples, or of their users or items. Shape: (size, width)."""
+        return take([self._holder(s, of).vectors[name] for s in self.shards], self._owners(parts, of), size)
+
+    def take_bags(self, name: str, parts: list[Part], size: int, of: str = "examples") -> tuple[np.ndarray, np.ndarray]:
+        """Bags of `size` located examples, or of their users or items: ids back to back, and offsets (size+1,)."""
+        parts = self._owners(parts, of)
+        starts, lengths = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        for part in parts:
+            offsets, _ = self._holder(self.shards[part.shard], of).bags[name]
+            starts[part.where] = offsets[part.rows]
+            lengths[part.where] = offsets[part.rows + 1] - offsets[part.rows]
+        offsets = offsets_of(lengths)
+        if len(parts) == 1:
+            return self._holder(self.shards[parts[0].shard], of).bags[name][1][
+                ranges(starts, starts + lengths)
+            ], offsets
+        ids = np.empty(offsets[-1], np.int64)
+        for part in parts:
+            there = ranges(starts[part.where], starts[part.where] + lengths[part.where])
+            here = ranges(offsets[:-1][part.where], offsets[1:][part.where])
+            ids[here] = self._holder(self.shards[part.shard], of).bags[name][1][there]
+        return ids, offsets
+
+    def history_keys(self, rows: np.ndarray) -> np.ndarray:
+        """One number for each distinct (user, timestamp), ascending with the row. Shape: (rows,) int64."""
+        keys = np.empty(len(rows), np.int64)
+        for part in self.located(rows):
+            # A shard has no more histories than examples, so its numbers fit where its rows are counted.
+            keys[part.where] = (
+                self._bases[part.shard] + self.shards[part.shard].examples.columns[storage.HISTORY][part.rows]
+            )
+        return keys
+
+    def history_lengths(self, rows: np.ndarray, max_history: int) -> np.ndarray:
+        """Events of each example's history that are read with this window. Shape: (rows,) int64."""
+        return lengths_of(newest(self, rows, max_history), len(rows))
+
+    def users(self, shard: int) -> dict[str, np.ndarray]:
+        """The columns of a shard's users."""
+        return self._holder(self.shards[shard], "users").columns
+
+    def shard_number(self, segment: np.ndarray, beside: int) -> np.ndarray:
+        """The shards of other segments that have the users of shard `beside`: those of the same partition."""
+        partitions: int = self.manifest["partitions"]
+        return segment * partitions + beside % partitions
+
+    def stream_events(self, shard: int, stream: int) -> np.ndarray:
+        """Rows of a shard's events that are of one stream, ascending; made at first use. Shape: (n,)."""
+        if (shard, stream) not in self._stream_events:
+            of_stream = self.shards[shard].events[storage.STREAM] == stream
+            kind = storage.narrowest(len(of_stream))
+            self._stream_events[shard, stream] = np.flatnonzero(of_stream).astype(kind)
+        return self._stream_events[shard, stream]
 
     def vocabulary(self, table: str) -> list[str]:
-        """Text of the ids 1, 2, ... of a table."""
-        values: list[str] = (
-            storage.open_table(self.folder / storage.VOCABULARIES / f"{table}.arrow").column("value").to_pylist()
-        )
-        return values
+        """Text of the ids 1, 2, ... of a table. A hashed table has none."""
+        return [
+            str(text) for file in self.vocabulary_files(table) for text in storage.open_table(file)["value"].to_pylist()
+        ]
+
+    def vocabulary_files(self, table: str) -> list[Path]:
+        """The files that hold a table's ids, in order."""
+        names = [storage.vocabulary_file(table, s) for s in range(len(self.manifest["segments"]))]
+        return [self.folder / name for name in names if name in self.manifest["files"]]
+
+    @staticmethod
+    def _holder(shard: Shard, of: str) -> Rows:
+        holder = {"examples": shard.examples, "users": shard.users, "items": shard.items}[of]
+        assert holder is not None  # the schema was checked against the files
+        return holder
+
+    def _owners(self, parts: list[Part], of: str) -> list[Part]:
+        """The users or items of located examples."""
+        if of == "examples":
+            return parts
+        name = storage.USER if of == "users" else storage.ITEM
+        return [p._replace(rows=self.shards[p.shard].examples.columns[name][p.rows]) for p in parts]
 
 
-def _schema(folder: Path, files: Mapping[str, str]) -> Schema:
-    path = folder / storage.SCHEMA
-    if storage.SCHEMA not in files:
-        raise GemkitError(f"the manifest does not name {storage.SCHEMA}", where=str(folder), fix=REBUILD)
-    try:
-        schema: Schema = from_mapping(Schema, storage.read_json(path))
-    except (OSError, ValueError, TypeError) as error:
-        raise GemkitError(f"the schema is damaged: {error}", where=str(path), fix=REBUILD) from error
-    except GemkitError as error:
-        raise GemkitError(error.what, where=f"{path}: {error.where}", allowed=error.allowed, fix=REBUILD) from error
-    check_schema(schema, str(path))
-    return schema
+def _open_shard(
+    folder: Path, segment: int, partition: int, schema: Schema, manifest: dict[str, Any], items: Rows | None
+) -> Shard:
+    def opened(name: str) -> Rows | None:
+        return _opened(folder, f"{storage.partition_folder(segment, partition)}/{name}", schema, manifest)
+
+    examples, users, events = opened(storage.EXAMPLES), opened(storage.USERS), opened(storage.EVENTS)
+    assert examples is not None
+    return Shard(examples, users, events.columns if events else {}, items)
 
 
-def _array(column: pa.Array) -> np.ndarray:
-    # A plain ndarray over the mapped file; slicing the np.memmap subclass would be four times slower.
-    values: np.ndarray = column.to_numpy(zero_copy_only=True)
-    return values
+def _opened(folder: Path, name: str, schema: Schema, manifest: dict[str, Any]) -> Rows | None:
+    return Rows(storage.open_table(folder / name), schema) if name in manifest["files"] else None

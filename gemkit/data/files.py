@@ -36,8 +36,7 @@ def read_table(
     """
     kinds = dict.fromkeys((c for c in (*others, *text) if c), pa.string())
     kinds |= {c: pa.float64() for c in numbers if c and c not in set(text)}
-    suffixes = [s.lower() for s in path.suffixes]
-    kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
+    kind = kind_of(path)
     try:
         if kind in (".csv", ".tsv"):
             return read_csv(path, "\t" if kind == ".tsv" else ",", kinds, check_columns)
@@ -62,6 +61,12 @@ def read_table(
             fix="the file is cut, damaged or of another format: write it again",
         ) from error
     return table
+
+
+def kind_of(path: Path) -> str:
+    """The ending that names the format, without .gz."""
+    suffixes = [s.lower() for s in path.suffixes]
+    return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
 
 
 def check_columns(path: Path, names: Sequence[str], wanted: Iterable[str]) -> None:

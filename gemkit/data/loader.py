@@ -1,38 +1,47 @@
-"""Batches of a split: shuffled by (seed, epoch), shared out over ranks, made ahead in a thread."""
+"""Batches of a split: in which order, shared out over ranks, made ahead by workers."""
 
 from __future__ import annotations
 
-import queue
-import threading
+import dataclasses
+import functools
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
+from gemkit.config.run import LoaderConfig
 from gemkit.data import storage
-from gemkit.data.batch import Batch
-from gemkit.data.collate import MakeLayout, collate, plain_layout, ranges
+from gemkit.data.arrays import offsets_of
+from gemkit.data.balance import deal
+from gemkit.data.batch import Batch, Layout
+from gemkit.data.collate import Reading, collate
 from gemkit.data.dataset import Dataset
+from gemkit.data.order import Keys, Order, Places, ShuffledOrder, StoredOrder, TimeOrder, Times
+from gemkit.data.workers import in_processes, in_threads
 from gemkit.errors import GemkitError
 
 
 class Loader:
     """Batches of one split of a data set.
 
-    A *global* batch of `batch_size * world_size` examples is cut from the epoch's order first and then divided
-    among the ranks in contiguous shares that differ by at most one example. So every example is read exactly once,
-    by one rank, the order does not depend on the number of ranks, and all ranks have equally many batches. (The last
-    global batch may be smaller than the number of ranks; some ranks then get a batch of no examples. `drop_last`
+    A *global* batch of `batch_size` examples is cut from the epoch's order first and then divided among the ranks, in
+    contiguous shares that differ by at most one example, or balanced. So every example is read exactly once, by one
+    rank; the global batches do not depend on the number of ranks or of workers; and all ranks have equally many. (The
+    last global batch may be smaller than the number of ranks; some ranks then get a batch of no examples. `drop_last`
     leaves an incomplete global batch out.)
 
-    Shuffling moves the examples of one user at one time together, since they share a history: with
-    `shares_histories` a batch of MovieLens-1M then encodes half as many histories. Without shuffling, examples come in
-    order of user and time.
-
     Args:
-        batch_size: Examples in each batch of *this rank*.
-        max_history, read_events, shares_histories, layout: As for `collate`.
+        reading: How much of the data set a batch holds.
+        batch_size: Examples in a batch of all ranks together.
         rank, world_size: This process's share, `rank` of `world_size`.
-        prefetch: Batches made ahead in a thread; 0: none, and no thread.
+        config: Order, balance and workers.
+        pin_memory: Put batches where a GPU can copy them from while it computes. Needs CUDA.
+
+    Raises:
+        GemkitError: There are no batches, or the data set lacks what the order needs.
     """
 
     def __init__(
@@ -41,41 +50,32 @@ class Loader:
         split: str,
         *,
         batch_size: int,
+        reading: Reading | None = None,
         seed: int = 0,
-        shuffle: bool = False,
-        max_history: int = 100,
-        read_events: bool = True,
-        shares_histories: bool = True,
-        layout: MakeLayout = plain_layout,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
-        prefetch: int = 2,
+        config: LoaderConfig | None = None,
+        pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
+        self.split = split
+        self.batch_size = batch_size
+        self.reading = reading or Reading()
         self.seed = seed
-        self.shuffle = shuffle
-        self.max_history = max_history
-        self.read_events = read_events
-        self.shares_histories = shares_histories
-        self.layout = layout
         self.rank = rank
         self.world_size = world_size
-        self.prefetch = prefetch
-        self.global_batch_size = batch_size * world_size
-        rows = dataset.split(split)
-        histories = dataset.columns[storage.HISTORY][rows]
-        order = np.argsort(histories, kind="stable")
-        self._rows = rows[order]
-        """Rows of the split; examples that share a history stand together."""
-        self._starts = np.flatnonzero(np.diff(histories[order], prepend=-1))
-        """Where each group of such examples begins."""
-        self._num_batches = len(rows) // self.global_batch_size
-        if not drop_last and len(rows) % self.global_batch_size:
+        self.config = config or LoaderConfig()
+        self.pin_memory = pin_memory
+        places = Places(*dataset.split_ranges(split))
+        self._size = len(places)
+        self._order = self._make_order(places)
+        self._num_batches = self._size // batch_size
+        if not drop_last and self._size % batch_size:
             self._num_batches += 1
         if self._num_batches == 0:
             raise GemkitError(
-                f"the {split} split has {len(rows)} examples, less than one batch of {self.global_batch_size}",
+                f"the {split} split has {self._size} examples, less than one batch of {batch_size}",
                 where="batch_size",
                 fix="make the batch smaller",
             )
@@ -85,67 +85,137 @@ class Loader:
         return self._num_batches
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from batch `start` on. The same (seed, epoch) gives the same batches."""
-        shares = self._shares(epoch, start)
-        batches = (self._collate(rows) for rows in shares)
-        return _ahead(batches, self.prefetch) if self.prefetch else batches
+        """This rank's batches of an epoch, from batch `start` on. The same (seed, epoch) gives the same batches."""
+        numbers, config = range(start, len(self)), self.config
+        make = functools.partial(self.batch, epoch)
+        if config.workers == 0:
+            return (make(number) for number in numbers)
+        if config.worker_kind == "thread":
+            return in_threads(make, numbers, config.workers, config.prefetch)
+        return in_processes(self._remote(epoch), self._finish, numbers, config.workers, config.prefetch)
 
-    def order(self, epoch: int) -> np.ndarray:
-        """Rows of all ranks in the order in which an epoch reads them. Shape: (examples of the split,)."""
-        if not self.shuffle:
-            return self._rows
-        ends = np.append(self._starts[1:], len(self._rows))
-        groups = np.random.default_rng([self.seed, epoch]).permutation(len(self._starts))
-        rows: np.ndarray = self._rows[ranges(self._starts[groups], ends[groups])[0]]
-        return rows
+    def batch(self, epoch: int, number: int) -> Batch:
+        """This rank's share of global batch `number` of an epoch."""
+        rows = self.global_rows(epoch, number)
+        batch = collate(self.dataset, rows[self._shares(rows)[self.rank]], self.reading)
+        return pinned(batch) if self.pin_memory else batch
 
-    def _shares(self, epoch: int, start: int) -> Iterator[np.ndarray]:
-        order = self.order(epoch)
-        for i in range(start, len(self)):
-            rows = order[i * self.global_batch_size : (i + 1) * self.global_batch_size]
-            yield np.array_split(rows, self.world_size)[self.rank]
+    def global_rows(self, epoch: int, number: int) -> np.ndarray:
+        """Rows of the examples of a global batch. Shape: (batch_size,) or, at the end, less; int64."""
+        start = number * self.batch_size
+        return self._order.rows(epoch, start, min(start + self.batch_size, self._size))
 
-    def _collate(self, rows: np.ndarray) -> Batch:
-        return collate(
-            self.dataset,
-            rows,
-            max_history=self.max_history,
-            read_events=self.read_events,
-            shares_histories=self.shares_histories,
-            layout=self.layout,
+    def _shares(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Positions of each rank's examples in a global batch."""
+        if self.world_size == 1 or not (self.config.balance and self.reading.read_events):
+            return np.array_split(np.arange(len(rows)), self.world_size)
+        if not self.dataset.schema.has_events:
+            return np.array_split(np.arange(len(rows)), self.world_size)
+        # Of each stream the window is known, and not how much of it is filled: the sum of windows stands in.
+        window = sum(s.max_history for s in self.reading.streams) or self.reading.max_history
+        keys = self.dataset.history_keys(rows) if self.reading.shares_histories else None
+        return deal(self.dataset.history_lengths(rows, window), self.world_size, keys)
+
+    def _make_order(self, places: Places) -> Order:
+        config = self.config
+        if config.order == "stored":
+            return StoredOrder(places)
+        if config.order == "time":
+            if not self.dataset.manifest["columns"]["timestamp"]:
+                raise GemkitError(
+                    f"data set {self.dataset.schema.name!r} has no timestamps",
+                    where="loader.order",
+                    allowed="shuffled, stored",
+                )
+            return TimeOrder(places, times_of(self.dataset), buffer=config.shuffle_buffer)
+        return ShuffledOrder(places, keys_of(self.dataset, config.group), seed=self.seed, buffer=config.shuffle_buffer)
+
+    def _remote(self, epoch: int) -> RemoteLoader:
+        rest: dict[str, Any] = {
+            **{"split": self.split, "batch_size": self.batch_size, "seed": self.seed},
+            **{"rank": self.rank, "world_size": self.world_size, "config": self.config},
+            # A model plans with `layout`; it stays here, and `_finish` asks it.
+            "reading": dataclasses.replace(self.reading, layout=_later),
+        }
+        data = self.dataset
+        return RemoteLoader(data.folder, data.fingerprint, data.num_examples, epoch, rest)
+
+    def _finish(self, batch: Batch) -> Batch:
+        """What a worker process leaves to do."""
+        if batch.history is not None:
+            layout = self.reading.layout(batch.history.offsets.diff().numpy())
+            batch = batch._replace(history=batch.history._replace(layout=layout))
+        return pinned(batch) if self.pin_memory else batch
+
+
+class RemoteLoader:
+    """Makes the batches of an epoch in a worker process, where it opens the data set at the first one.
+
+    Args:
+        fingerprint, num_examples: Of the data set that the training process has open.
+        rest: The other arguments of `Loader`.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, num_examples: int, epoch: int, rest: dict[str, Any]) -> None:
+        self.folder, self.fingerprint, self.num_examples = folder, fingerprint, num_examples
+        self.epoch, self.rest = epoch, rest
+        self._loader: Loader | None = None
+
+    def __getitem__(self, number: int) -> Batch:
+        if self._loader is None:
+            dataset = Dataset.open(self.folder)
+            if (dataset.fingerprint, dataset.num_examples) != (self.fingerprint, self.num_examples):
+                raise GemkitError(
+                    "a worker process finds another data set than the one in use",
+                    where=str(self.folder),
+                    fix="leave the data set alone while it is read; for examples in no file, loader.worker_kind=thread",
+                )
+            self._loader = Loader(dataset, **self.rest)
+        return self._loader.batch(self.epoch, number)
+
+
+def pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory, which a GPU reads by itself."""
+    return cast(Batch, tree_map_only(Tensor, Tensor.pin_memory, batch))
+
+
+def keys_of(dataset: Dataset, group: str) -> Keys | None:
+    """Which neighbours are shuffled as one: see `LoaderConfig.group`.
+
+    Raises:
+        GemkitError: Grouped by user, of whom the data set says nothing.
+    """
+    if group == "none":
+        return None
+    if group == "history":
+        return dataset.history_keys
+    if storage.USER not in dataset.columns:
+        raise GemkitError(
+            f"data set {dataset.schema.name!r} does not say whose an example is",
+            where="loader.group",
+            allowed="none, history",
+            fix="declare a user column and events",
         )
 
+    def users(rows: np.ndarray) -> np.ndarray:
+        keys = np.empty(len(rows), np.int64)
+        for part in dataset.located(rows):
+            keys[part.where] = (part.shard << 32) + dataset.shards[part.shard].examples.columns[storage.USER][part.rows]
+        return keys
 
-def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """Runs `batches` in a thread, `depth` ahead. Its exceptions are raised here; it ends when this iterator does."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
-    stopped = threading.Event()
+    return users
 
-    def put(item: Batch | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
 
-    def work() -> None:
-        try:
-            for batch in batches:
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:  # handed to the consumer, whatever it is
-            put(error)
+def times_of(dataset: Dataset) -> Times:
+    """The timestamps of neighbouring examples, straight from the mapped file."""
+    bases = offsets_of(np.array([s.examples.num_rows for s in dataset.shards])).tolist()
 
-    thread = threading.Thread(target=work, name="gemkit-loader", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+    def times(shard: int, start: int, stop: int) -> np.ndarray:
+        column = dataset.shards[shard].examples.columns[storage.TIMESTAMP]
+        return column[start - bases[shard] : stop - bases[shard]]
+
+    return times
+
+
+def _later(_: np.ndarray) -> Layout:
+    return cast(Layout, None)

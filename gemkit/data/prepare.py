@@ -12,8 +12,11 @@ import filelock
 from gemkit.component import ComponentSpec
 from gemkit.config.run import DataConfig
 from gemkit.data import storage
-from gemkit.data.build import build
+from gemkit.data.append import append
+from gemkit.data.build import Share, Work, build
+from gemkit.data.compact import compact
 from gemkit.data.dataset import Dataset
+from gemkit.data.engine import Limits
 from gemkit.errors import GemkitError
 from gemkit.interfaces import DataRecipe
 
@@ -69,19 +72,73 @@ def fetch_files(spec: ComponentSpec, config: DataConfig, ui: Progress, say: Say 
     return folder
 
 
-def build_dataset(spec: ComponentSpec, config: DataConfig, ui: Progress, *, again: bool = False) -> Path:
+def build_dataset(
+    spec: ComponentSpec,
+    config: DataConfig,
+    ui: Progress,
+    *,
+    again: bool = False,
+    limits: Limits | None = None,
+    share: Share | None = None,
+) -> Path:
     """Builds the dataset folder from fetched files, unless it is current; `again`: even then.
+
+    Args:
+        share: Build these partitions only; `merge_dataset` makes the data set of them.
 
     Raises:
         GemkitError: The files cannot be built from, or what is there is damaged.
     """
     folder = dataset_folder(config)
-    with _lock(folder):
+    # Machines that share a folder work side by side, each on partitions of its own.
+    with contextlib.nullcontext() if share else _lock(folder):
         if again or not is_current(config):  # asked again under the lock: another process may just have built it
             recipe: DataRecipe = spec.cls(config)
-            build(recipe.source(raw_folder(config)), folder, ui, config.build_options)
-        Dataset.open(folder)  # which looks whether all in it is right
+            build(recipe.source(raw_folder(config)), folder, ui, config.build_options, limits, share)
+        if share is None:
+            Dataset.open(folder)  # which looks whether all in it is right
     return folder
+
+
+def merge_dataset(spec: ComponentSpec, config: DataConfig, ui: Progress) -> Path:
+    """Makes the dataset folder of partitions that were built one share at a time.
+
+    Raises:
+        GemkitError: Some are missing, or were not built from the same files.
+    """
+    folder = dataset_folder(config)
+    with _lock(folder):
+        source = spec.cls(config).source(raw_folder(config))
+        Work(folder, source, config.build_options, Limits(), Share(), ui).finish()
+        Dataset.open(folder)
+    return folder
+
+
+def append_dataset(
+    spec: ComponentSpec, config: DataConfig, ui: Progress, *, limits: Limits, split: str | None, drop_late: bool
+) -> dict[str, int]:
+    """Adds the rows of a recipe's source to the data set in its folder; returns rows that were left out, by table.
+
+    Raises:
+        GemkitError: As `gemkit.data.append.append`.
+    """
+    folder = dataset_folder(config)
+    with _lock(folder):
+        source = spec.cls(config).source(raw_folder(config))
+        late = append(source, folder, ui, config.build_options, limits, split=split, drop_late=drop_late)
+        Dataset.open(folder)
+    return late
+
+
+def compact_dataset(config: DataConfig, ui: Progress) -> bool:
+    """Merges the segments of a data set; returns whether there were several.
+
+    Raises:
+        GemkitError: As `gemkit.data.compact.compact`.
+    """
+    folder = dataset_folder(config)
+    with _lock(folder):
+        return compact(folder, ui)
 
 
 @contextlib.contextmanager

@@ -11,15 +11,19 @@ import dataclasses
 from gemkit.config.fields import Config, option
 
 ROLES = ("user", "item", "context")
+HOLDERS = ("examples", "users", "items")
+"""Tables that hold a feature's column: one value for each example, or one for each user or item."""
 EVENT_PREFIX = "events."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table(Config):
-    """An id space. Row 0 is kept for ids that the training split has not seen."""
+    """An id space. Row 0 is kept for ids that the training split has not seen, and for empty cells."""
 
     name: str = option("", "Name of the table.")
     num_embeddings: int = option(1, "Rows, the unknown row included.", ge=1)
+    hashed: bool = option(False, "Ids are hashes of the text (`gemkit.data.hashing`); there is no vocabulary.")
+    hash_seed: int = option(0, "Seed of the hash.", ge=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,16 +35,18 @@ class DenseFeature(Config):
     transform: str = option("none", "Applied first; log1p is sign-preserving.", choices=("none", "log1p"))
     mean: float = option(0.0, "Mean of the transformed training values.")
     std: float = option(1.0, "Standard deviation of the transformed training values.", gt=0)
+    of: str = option("examples", "Table that holds the column.", choices=HOLDERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CategoricalFeature(Config):
-    """One id, or a bag of ids, for each example."""
+    """One id, or a bag of ids, for each example, user or item."""
 
     name: str = option("", "Column.")
     role: str = option("context", "Whose property it is.", choices=ROLES)
     table: str = option("", "Id space.")
     multi: bool = option(False, "A bag of any number of ids instead of one.")
+    of: str = option("examples", "Table that holds the column.", choices=HOLDERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,10 @@ class VectorFeature(Config):
     name: str = option("", "Column.")
     role: str = option("item", "Whose property it is.", choices=ROLES)
     width: int = option(1, "Numbers in each vector.", ge=1)
+    of: str = option("examples", "Table that holds the column.", choices=HOLDERS)
+
+
+Feature = DenseFeature | CategoricalFeature | VectorFeature
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,10 @@ class Task(Config):
     name: str = option("", "Column of 0 and 1; empty cells are masked.")
     masked_by: str | None = option(None, "Task whose label must be 1 for this label to count.")
     weight: float = option(1.0, "Weight of the task's loss.", gt=0)
+    delay: str | None = option(
+        None, "Column of seconds from the example to what the label is about; empty where that has not happened."
+    )
+    truth: str | None = option(None, "Column with the label's true probability; synthetic data only.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +107,11 @@ class Schema(Config):
     tasks: tuple[Task, ...] = option((), "Labels; the first is the one that picks the best checkpoint.")
     surfaces: tuple[str, ...] = option(("all",), "Names of the surfaces; surface ids index this list.")
     group: str | None = option(None, "Column by which gAUC groups examples (mostly the user); null: no gAUC.")
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """All but the events'."""
+        return (*self.categorical, *self.dense, *self.vectors)
 
     @property
     def has_events(self) -> bool:

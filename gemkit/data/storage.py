@@ -1,26 +1,26 @@
 """The dataset folder: which files it has, and how they are written and opened.
 
-    examples.arrow           one row per example, ids encoded; columns that begin with _ are gemkit's own
-    events.arrow             the event log, sorted by user and time (if the data set has histories)
-    users.arrow              row i is the text of user i of the event log
-    vocabularies/<table>.arrow   row i is the text of id i + 1
-    schema.json              what the columns mean
-    manifest.json            format version, counts, hashes, and what it was built from
-    .verified.json           which of these files have been checked since they changed (`gemkit.data.verify`)
+    manifest.json                    format version, counts, hashes, and what it was built from
+    schema.json                      what the columns mean (schema-0001.json after segment 1 was appended, and so on)
+    vocabularies/<table>/0000.arrow  the ids that segment 0 added, in order; id 1 is the first row of the first file
+    segments/0000/items.arrow        the items of segment 0 and their features (if the data set has an item table)
+    segments/0000/000/               partition 0 of segment 0; a user is in the same partition of every segment
+        examples.arrow               one row per example, ids encoded, sorted by split, user, time
+        users.arrow                  one row per user: text, features, where the user's events begin
+        events.arrow                 the event log, sorted by user and time (if the data set has histories)
+    .verified.json                   which of these files have been checked since they changed (`gemkit.data.verify`)
 
-Uncompressed Arrow IPC: memory-mapped by gemkit, opened as it is by pandas, polars and DuckDB.
+A segment is never changed: new days of logs become a new segment. Columns that begin with _ are gemkit's own.
+Uncompressed Arrow IPC of one record batch: memory-mapped by gemkit, opened as it is by pandas, polars and DuckDB.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,62 @@ import pyarrow as pa
 
 from gemkit.data.checks import is_name
 from gemkit.errors import GemkitError
-from gemkit.runs.files import writing_failed
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever older dataset folders can no longer be read as they are; they are then rebuilt."""
 
-EXAMPLES, EVENTS, USERS = "examples.arrow", "events.arrow", "users.arrow"
-VOCABULARIES, SCHEMA, MANIFEST = "vocabularies", "schema.json", "manifest.json"
+EXAMPLES, EVENTS, USERS, ITEMS = "examples.arrow", "events.arrow", "users.arrow", "items.arrow"
+VOCABULARIES, SEGMENTS, SCHEMA, MANIFEST = "vocabularies", "segments", "schema.json", "manifest.json"
 
-SPLIT, TIMESTAMP, WEIGHT, SURFACE, GROUP, EXAMPLE_ID = (
-    "_split", "_timestamp", "_weight", "_surface", "_group", "_example_id"
+# Columns of examples.arrow. `_history` numbers the distinct (user, timestamp) of a partition in stored order; examples
+# that share it see the same events at the same ages. `_history_end` is the first row of events.arrow that the example
+# does not see; its history begins where its user's events begin, and goes on backwards in earlier segments.
+EXAMPLE_ID, SPLIT, TIMESTAMP, WEIGHT, SURFACE, GROUP = (
+    "_example_id", "_split", "_timestamp", "_weight", "_surface", "_group"
 )  # fmt: skip
-HISTORY, HISTORY_START, HISTORY_END = "_history", "_history_start", "_history_end"
-USER, STREAM = "_user", "_stream"
+HISTORY, HISTORY_END, USER, ITEM = "_history", "_history_end", "_user", "_item"
+
+HISTORY_SHARD, HISTORY_USER = "_history_shard", "_history_user"
+"""In no file: where the history of an example lies that was encoded against a data set (`gemkit.data.encode`)."""
+
+# Columns of users.arrow: the text; the first of the user's events (they end where the next user's begin); segment and
+# row (in the same partition) of the newest earlier segment that has the user, -1 if none has. items.arrow: the text.
+VALUE, START, PREVIOUS_SEGMENT, PREVIOUS_USER = "_value", "_start", "_previous_segment", "_previous_user"
+
+# Columns of events.arrow, besides `_timestamp`.
+STREAM = "_stream"
+
+# Further columns of examples.arrow, for each task that declares them.
+DELAY, TRUTH = "_delay_", "_truth_"
+
+
+def segment_folder(segment: int) -> str:
+    """Relative to the dataset folder."""
+    return f"{SEGMENTS}/{segment:04d}"
+
+
+def schema_file(segment: int) -> str:
+    """The schema that came with a segment; the newest segment's is the data set's."""
+    return SCHEMA if segment == 0 else f"schema-{segment:04d}.json"
+
+
+def partition_folder(segment: int, partition: int) -> str:
+    """Relative to the dataset folder."""
+    return f"{SEGMENTS}/{segment:04d}/{partition:03d}"
+
+
+def vocabulary_file(table: str, segment: int) -> str:
+    """Relative to the dataset folder. Columns `value` and `count`."""
+    return f"{VOCABULARIES}/{table}/{segment:04d}.arrow"
+
+
+def narrowest(largest: int) -> np.dtype[Any]:
+    """The smallest type for numbers from 0 to `largest`: an event takes as few bytes as it can."""
+    return (
+        np.dtype(np.min_scalar_type(largest))
+        if largest < 2**16
+        else np.dtype(np.int32 if largest < 2**31 else np.int64)
+    )
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -68,6 +111,11 @@ def open_table(path: Path) -> pa.Table:
             f"cannot read {path.name}: {reason}", where=str(path.parent), fix="delete the folder and build it again"
         ) from error
     return table
+
+
+def one_piece(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array: the mapped file's own where it is in one piece (`combine_chunks` would copy it)."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def table_of(columns: dict[str, Any]) -> pa.Table:
@@ -120,32 +168,32 @@ def digest_of(manifest: dict[str, Any]) -> str:
 
 def is_file_name(name: str) -> bool:
     """Whether a dataset folder may have a file of this name, relative to it. No path leads out of the folder."""
-    match = re.fullmatch(rf"{VOCABULARIES}/(.*)\.arrow", name)
-    return name in (EXAMPLES, EVENTS, USERS, SCHEMA) or (match is not None and is_name(match[1]))
+    if (
+        name == SCHEMA
+        or re.fullmatch(r"schema-[0-9]{4}\.json", name)
+        or re.fullmatch(rf"{SEGMENTS}/[0-9]{{4}}/({ITEMS}|[0-9]{{3}}/({EXAMPLES}|{EVENTS}|{USERS}))", name)
+    ):
+        return True
+    match = re.fullmatch(rf"{VOCABULARIES}/(.*)/[0-9]{{4}}\.arrow", name)
+    return match is not None and is_name(match[1])
 
 
-@contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well.
-
+def refuse_other_folder(folder: Path) -> None:
+    """
     Raises:
-        GemkitError: `folder` holds something that is not a data set, or the disk cannot be written.
+        GemkitError: `folder` holds something that is not a data set.
     """
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise GemkitError(
             f"{folder} exists and is not a data set", where=str(folder), fix="choose another folder, or remove it"
         )
-    fresh = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+
+
+def take_place(fresh: Path, folder: Path) -> None:
+    """Puts a finished folder in the place of `folder`, which is removed if it is there."""
     old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        fresh.mkdir(parents=True)
-        yield fresh
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-    except OSError as error:
-        raise writing_failed(folder, error.errno or errno.EIO) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

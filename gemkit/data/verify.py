@@ -1,8 +1,9 @@
-"""A dataset folder holds what its manifest says, byte for byte, before anything of it is used.
+"""A dataset folder holds what its manifest says, byte for byte and rule for rule, before anything of it is used.
 
-Hashing takes a second for each gigabyte or so. So a folder in which everything was right gets a stamp,
-`.verified.json`: size and times of each file, and the hash of the manifest. What still looks as the stamp says is not
-hashed again. The stamp is no part of the data set: not of its manifest, not of its fingerprint.
+Hashing takes a second for each gigabyte or so, going through all rows about as long. So a folder in which everything
+was right gets a stamp, `.verified.json`: size and times of each file, and the hash of the manifest. While all looks as
+the stamp says, nothing is hashed or gone through again. The stamp is no part of the data set: not of its manifest, not
+of its fingerprint.
 """
 
 from __future__ import annotations
@@ -17,79 +18,82 @@ from typing import Any
 
 from gemkit.data import storage
 from gemkit.data.fetch import sha256_of
-from gemkit.data.source import SPLITS
+from gemkit.data.schema import Schema
+from gemkit.data.validation.folder import violations
+from gemkit.data.validation.manifest import read_checked_manifest
+from gemkit.data.validation.schema import read_checked_schema
+from gemkit.data.validation.violation import REBUILD
 from gemkit.errors import GemkitError
 
 STAMP = ".verified.json"
+RULES = 1
+"""Raised when the rules for reading become stricter: a stamp of other rules is worth nothing."""
+
 SETTLED_NS = 2 * 10**9
 """A younger file is not stamped: one tick of a file system's clock could hide a second change."""
 
-REBUILD = "delete the folder and build it again"
+State = list[int]
 
 
-def read_checked_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a dataset folder.
+def verified(folder: Path) -> tuple[dict[str, Any], Schema]:
+    """Manifest and schema of a dataset folder that can be read without harm.
+
+    Every file has the hash that the manifest names, and holds only what its schema allows: types, bounds, order, and
+    pointers that lead where they should. A folder that has passed is not gone through again until a file changes.
 
     Raises:
-        GemkitError: There is none, it is of another format version, damaged, or not what gemkit writes.
+        GemkitError: There is no data set, it has another format version, a file has changed since it was built, or
+            holds what no build writes.
     """
-    where = str(folder / storage.MANIFEST)
-    manifest = storage.read_manifest(folder)
-    if manifest is None:
-        if (folder / storage.MANIFEST).is_file():
-            raise GemkitError("the manifest is damaged: it is no JSON object", where=where, fix=REBUILD)
-        raise GemkitError(f"{folder} is not a data set", where=str(folder), fix="make it with `gemkit data build`")
-    version = manifest.get("format_version")
-    if version != storage.FORMAT_VERSION:
+    manifest = read_checked_manifest(folder)
+    digest = hashlib.sha256((folder / storage.MANIFEST).read_bytes()).hexdigest()
+    stamped = _read_stamp(folder, digest)
+    states: dict[str, State] = {}
+    for name, wanted in manifest["files"].items():
+        states[name] = verify_file(folder, name, wanted, stamped.get(name))
+    schema = read_checked_schema(folder, manifest)
+    # Only files that nobody can have touched spare the pass over the rows: a stamp that came with the folder does not
+    # know the times that the file system gave them.
+    if states != stamped:
+        for violation in violations(folder, manifest, schema):
+            raise violation.error(folder)
+        settled = {n: s for n, s in states.items() if time.time_ns() - max(s[1], s[2]) > SETTLED_NS}
+        if settled != stamped:
+            _write_stamp(folder, {"rules": RULES, "manifest": digest, "files": settled})
+    return manifest, schema
+
+
+def verify_file(folder: Path, name: str, wanted: str, trusted: State | None = None) -> State:
+    """Checks the hash of a file, unless it looks as `trusted` says.
+
+    Returns:
+        How it looks.
+
+    Raises:
+        GemkitError: It is missing, cannot be read, or has changed.
+    """
+    path = folder / name
+    try:
+        state = _state(path)
+        if state == trusted:
+            return state
+        found = sha256_of(path)
+        changing = _state(path) != state
+    except OSError as error:
         raise GemkitError(
-            f"{folder} has dataset format {version}",
-            where=where,
-            allowed=f"format {storage.FORMAT_VERSION}, which this gemkit reads",
+            f"cannot read {name} of the data set: {error.strerror}", where=str(folder), fix=REBUILD
+        ) from error
+    if found != wanted or changing:
+        raise GemkitError(
+            f"{name} has changed since the data set was built: its hash is {found[:12]}",
+            where=str(path),
+            allowed=f"{wanted[:12]}, as manifest.json says",
             fix=REBUILD,
         )
-    problem = _problem(manifest)
-    # Folders that were built before the digest was introduced have none.
-    if problem is None and manifest.get("digest", digest := storage.digest_of(manifest)) != digest:
-        problem = "its content does not have the digest that it names"
-    if problem:
-        raise GemkitError(f"the manifest is damaged: {problem}", where=where, fix=REBUILD)
-    return manifest
+    return state
 
 
-def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Checks the hash of every file of the manifest, unless the folder's stamp says that this has been done.
-
-    Raises:
-        GemkitError: A file is missing, cannot be read, or has changed.
-    """
-    digest = hashlib.sha256((folder / storage.MANIFEST).read_bytes()).hexdigest()
-    old = _read_stamp(folder, digest)
-    states: dict[str, list[int]] = {}
-    for name, wanted in manifest["files"].items():
-        path = folder / name
-        try:
-            states[name] = _state(path)
-            if old.get(name) == states[name]:
-                continue
-            found = sha256_of(path)
-            changing = _state(path) != states[name]
-        except OSError as error:
-            raise GemkitError(
-                f"cannot read {name} of the data set: {error.strerror}", where=str(folder), fix=REBUILD
-            ) from error
-        if found != wanted or changing:
-            raise GemkitError(
-                f"{name} has changed since the data set was built: its hash is {found[:12]}",
-                where=str(path),
-                allowed=f"{wanted[:12]}, as manifest.json says",
-                fix=REBUILD,
-            )
-    settled = {n: s for n, s in states.items() if time.time_ns() - max(s[1], s[2]) > SETTLED_NS}
-    if settled != old:
-        _write_stamp(folder, {"manifest": digest, "files": settled})
-
-
-def _state(path: Path) -> list[int]:
+def _state(path: Path) -> State:
     """Size, time of the last change of the content, and of anything (which, unlike the other, nobody can set)."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
@@ -98,7 +102,7 @@ def _state(path: Path) -> list[int]:
 def _read_stamp(folder: Path, digest: str) -> dict[str, Any]:
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-        return dict(stamp["files"]) if stamp["manifest"] == digest else {}
+        return dict(stamp["files"]) if stamp["manifest"] == digest and stamp["rules"] == RULES else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
@@ -111,33 +115,3 @@ def _write_stamp(folder: Path, stamp: dict[str, Any]) -> None:
             temporary.replace(folder / STAMP)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _problem(manifest: dict[str, Any]) -> str | None:
-    """What is wrong with the manifest's own form, or None."""
-    kinds = {
-        "format_version": int, "name": str, "gemkit": str, "rows": dict, "files": dict, "source_files": dict,
-        "options": dict, "columns": dict,
-    }  # fmt: skip
-    for key in manifest.keys() - {"digest"} | kinds.keys():
-        if key not in kinds:
-            return f"unknown key {key!r}"
-        if not isinstance(manifest.get(key), kinds[key]):
-            return f"{key!r} is missing or of the wrong type"
-    rows, columns = manifest["rows"], manifest["columns"]
-    if set(rows) != {"examples", "events", "train", "valid", "test"}:
-        return "'rows' does not name the tables and splits"
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in rows.values()):
-        return "'rows' has something else than counts"
-    if (counted := sum(rows[name] for name in SPLITS)) != rows["examples"]:
-        return f"its splits have {counted:,} examples, but of all examples the manifest says {rows['examples']:,}"
-    if set(columns) != {"user", "timestamp", "surface", "example_id"}:
-        return "'columns' does not name the source's columns"
-    if not all(name is None or isinstance(name, str) for name in columns.values()):
-        return "'columns' has something else than names"
-    for name, value in manifest["files"].items():
-        if not storage.is_file_name(name):
-            return f"'files' names {name!r}, which is no file of a data set"
-        if not isinstance(value, str):
-            return f"'files' has no hash for {name!r}"
-    return None

@@ -27,6 +27,7 @@ PACKAGES = (
     "pluggy",
     "numpy",
     "pyarrow",
+    "duckdb",
     "rich",
     "matplotlib",
 )

@@ -14,10 +14,13 @@ from rich.table import Table
 # Metric -> what people call it; in reading order. A metric that no task has gets no row.
 _LABELS = {
     "auc": "AUC",
+    "auc_best": "  best AUC (the truth)",
     "auc_histogram": "AUC (histogram)",
     "auc_histogram_error": "  at most off by",
     "logloss": "logloss",
     "ne": "NE",
+    "ne_floor": "  floor of NE (the truth)",
+    "learned": "  share learned",
     "calibration": "calibration",
     "ece": "ECE",
     "pr_auc": "PR-AUC",

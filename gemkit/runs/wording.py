@@ -28,6 +28,8 @@ def notes(run: RunConfig, device: str) -> list[str]:
         found.append("note: bf16 on a CPU without AMX or AVX512 is many times slower than fp32")
     if run.cross is not None and run.sequence is None:
         found.append(f"note: cross={run.cross.name} does nothing here, because sequence=none gives it no events")
+    if run.loader.order == "time" and run.train.epochs > 1:
+        found.append("note: loader.order=time is meant for one pass; every epoch comes in the same order")
     return found
 
 

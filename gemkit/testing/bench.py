@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from gemkit.component import ComponentSpec
 from gemkit.data import storage
+from gemkit.data.arrays import ranges
 from gemkit.data.batch import Batch, Layout
-from gemkit.data.collate import MakeLayout, collate, plain_layout, ranges
+from gemkit.data.collate import MakeLayout, Reading, collate, plain_layout
 from gemkit.data.dataset import Dataset
 from gemkit.interfaces import BuildContext, Events
 from gemkit.nn.init import init_parameters, named_seed
@@ -73,9 +74,8 @@ def dataset() -> Dataset:
 
 def history_lengths() -> np.ndarray:
     """Events that each example of the data set sees. Shape: (examples,)."""
-    columns = dataset().columns
-    lengths: np.ndarray = np.minimum(columns[storage.HISTORY_END] - columns[storage.HISTORY_START], MAX_HISTORY)
-    return lengths
+    data = dataset()
+    return data.history_lengths(np.arange(data.num_examples), MAX_HISTORY)
 
 
 @functools.cache
@@ -139,7 +139,7 @@ def make_inputs(module: nn.Module, rows: tuple[int, ...], layer: int = 0, num_cl
     assert batch.history is not None
     owners = index[batch.history.first_example.numpy()]
     end = data.columns[storage.HISTORY_END][owners]
-    positions, _ = ranges(end - batch.history.offsets.diff().numpy(), end)
+    positions = ranges(end - batch.history.offsets.diff().numpy(), end)
     histories, examples = data.columns[storage.HISTORY][owners], data.num_examples
     x = noise("x", examples, len(ROLES), DIM)[index]
     events = Events(
@@ -167,14 +167,8 @@ def make_batch(
     shares_histories: bool = True, layout: MakeLayout = plain_layout, rows: tuple[int, ...] | None = None
 ) -> Batch:
     """The examples `rows`, by default some with short, long, empty and shared histories, with their events."""
-    return collate(
-        dataset(),
-        np.array(some_rows() if rows is None else rows),
-        max_history=MAX_HISTORY,
-        read_events=True,
-        shares_histories=shares_histories,
-        layout=layout,
-    )
+    reading = Reading(max_history=MAX_HISTORY, shares_histories=shares_histories, layout=layout)
+    return collate(dataset(), np.array(some_rows() if rows is None else rows), reading)
 
 
 def embed(batch: Batch) -> dict[str, Tensor]:

@@ -239,7 +239,8 @@ def _with_odd_cell(values: pa.Array, rng: random.Random) -> pa.Array:
     if pa.types.is_floating(kind):
         cells[at] = rng.choice(NUMBERS)
     elif pa.types.is_integer(kind):
-        fits = [n for n in INTEGERS if n is None or -(2 ** (kind.bit_width - 1)) <= n < 2 ** (kind.bit_width - 1)]
+        low = -(2 ** (kind.bit_width - 1)) if pa.types.is_signed_integer(kind) else 0
+        fits = [n for n in INTEGERS if n is None or low <= n < 2**kind.bit_width + low]
         cells[at] = rng.choice(fits)
     elif pa.types.is_fixed_size_list(kind):
         cells[at] = rng.choice((None, [rng.choice(NUMBERS)] * kind.list_size))
@@ -290,7 +291,8 @@ def forge_folder(folder: Path, rng: random.Random) -> str:
             table = damaged_table(table, rng)[1]
         storage.write_table(table, file)
     else:
-        target = folder / storage.SCHEMA if kind == "forged schema" else path
+        schema = folder / storage.schema_file(len(manifest["segments"]) - 1)
+        target = schema if kind == "forged schema" else path
         value = manifest if target == path else json.loads(target.read_text(encoding="utf-8"))
         _overwrite_leaf(value, rng)
         storage.write_json(value, target)

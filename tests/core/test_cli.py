@@ -64,7 +64,7 @@ class TestErrors:
             (["config", "interaction=torn", "--config-dir", "{folder}"], ["broken YAML", "torn.yaml, line 3"]),
             (["config", "--config-dir", "/no/such/folder"], ["--config-dir", "/no/such/folder"]),
             (["trian"], ["'trian'", "train, evaluate", "did you mean 'train'"]),
-            (["data", "biuld", "movielens1m"], ["'biuld'", "fetch, build, inspect", "did you mean 'build'"]),
+            (["data", "biuld", "movielens1m"], ["'biuld'", "fetch, build, merge", "did you mean 'build'"]),
             (["train", "--resmue", "runs/x"], ["'--resmue'", "did you mean '--resume'"]),
             (["train", "--resum", "runs/x"], ["does not take '--resum'", "did you mean '--resume'"]),
             (["train", "--resume", "/no/such/run"], ["no saved config", "/no/such/run"]),
@@ -218,7 +218,7 @@ def test_data_build_and_inspect_ones_own_file(
     assert json.loads(capsys.readouterr().out)["examples"] == 200
     assert main(["data", "inspect", "table", *options]) == 0
     assert "click" in capsys.readouterr().out
-    examples = next(Path("datasets").glob("*/examples.arrow"))
+    examples = next(Path("datasets").glob("*/segments/0000/000/examples.arrow"))
     examples.write_bytes(examples.read_bytes()[:-1])
     assert main(["data", "build", "table", *options]) == 2
     assert "examples.arrow has changed since the data set was built" in capsys.readouterr().err

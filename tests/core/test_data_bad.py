@@ -371,20 +371,20 @@ def test_files_in_any_order_give_equal_results(tmp_path):
             write(tmp_path, "\n".join([lines[0], *(lines[i + 1] for i in order)]) + "\n", name)
         data = opened(tmp_path, events=str(tmp_path / "e.csv"), folder=f"d{shuffled}", **WITH_EVENTS)
         by_id = np.argsort(data.columns[storage.EXAMPLE_ID])
-        names = ["item", "price", "click", storage.SPLIT, storage.HISTORY_START, storage.HISTORY_END, storage.HISTORY]
-        arrays = [data.columns[n][by_id].tolist() for n in names] + [v.tolist() for v in data.events.values()]
+        names = ["item", "price", "click", storage.SPLIT, storage.USER, storage.HISTORY_END, storage.HISTORY]
+        arrays = [data.columns[n][by_id].tolist() for n in names] + [v.tolist() for v in data.shards[0].events.values()]
         found.append((arrays, data.vocabulary("item"), data.schema.dense, data.schema.tables))
     assert found[0] == found[1]
-    assert data.columns[storage.HISTORY_END].tolist() != data.columns[storage.HISTORY_START].tolist()
+    assert data.history_lengths(np.arange(data.num_examples), 9).any()
 
 
 def test_users_without_history_and_unseen_categories(tmp_path):
     write(tmp_path, LINES.replace("u3,i3,b", "u3,brand-new,"))
     write(tmp_path, EVENTS, "e.csv")
     data = opened(tmp_path, events=str(tmp_path / "e.csv"), **WITH_EVENTS)
-    lengths = data.columns[storage.HISTORY_END] - data.columns[storage.HISTORY_START]
-    assert lengths.tolist() == [2, 2, 1, 1, 2, 0, 2, 1, 0]
-    assert data.columns["item"][8] == 0 and data.split("test").tolist() == [8]
+    rows = data.columns[storage.EXAMPLE_ID].argsort()
+    assert data.history_lengths(rows, 9).tolist() == [2, 2, 1, 1, 2, 0, 2, 1, 0]
+    assert data.columns["item"][rows[8]] == 0 and data.split("test").tolist() == [rows[8]]
 
 
 def test_an_empty_table_of_events_is_refused(tmp_path):
@@ -404,6 +404,10 @@ def test_an_auc_of_one_class_is_no_number():
 
 
 # --- the dataset folder ---------------------------------------------------------------------------------------------
+
+
+SHARD = storage.partition_folder(0, 0)
+EXAMPLES = f"{SHARD}/examples.arrow"
 
 
 @pytest.fixture
@@ -440,13 +444,11 @@ def test_the_manifest_protects_itself(folder):
         path.write_text(sound.replace(old, new))
         with pytest.raises(GemkitError, match="manifest"):
             Dataset.open(folder)
-    for broken in ("", "{", "[]", "[" * 100_000, "\x00"):
+    without = json.dumps({k: v for k, v in json.loads(sound).items() if k != "digest"})
+    for broken in ("", "{", "[]", "[" * 100_000, "\x00", without):
         path.write_text(broken)
         with pytest.raises(GemkitError, match="the manifest is damaged"):
             Dataset.open(folder)
-    old = {k: v for k, v in json.loads(sound).items() if k != "digest"}
-    path.write_text(json.dumps(old))  # a folder of before the digest
-    Dataset.open(folder)
 
 
 def test_what_has_been_verified_is_not_hashed_again(folder, monkeypatch):
@@ -460,7 +462,7 @@ def test_what_has_been_verified_is_not_hashed_again(folder, monkeypatch):
     hashed.clear()
     assert Dataset.open(folder).fingerprint == fingerprint and hashed == []
     # One byte, and the time of the last change put back: the other time, which nobody can set, gives it away.
-    path = folder / "examples.arrow"
+    path = folder / EXAMPLES
     before = path.stat()
     data = bytearray(path.read_bytes())
     data[2000] ^= 1
@@ -522,8 +524,8 @@ def set_cell(folder: Path, file: str, name: str, value, row: int = 3) -> None:
         ("examples.arrow", "_surface", 2),
         ("examples.arrow", "_split", 3),
         ("examples.arrow", "_history", -1),
-        ("examples.arrow", "_history_start", -1),
-        ("examples.arrow", "_history_start", 301),
+        ("examples.arrow", "_user", 40),
+        ("examples.arrow", "_user", -1),
         ("examples.arrow", "_history_end", 2**62),
         ("examples.arrow", "_history_end", -(2**62)),
         ("examples.arrow", "_timestamp", 2**63 - 1),
@@ -533,19 +535,19 @@ def set_cell(folder: Path, file: str, name: str, value, row: int = 3) -> None:
         ("examples.arrow", "price", float("inf")),
         ("examples.arrow", "content", float("nan")),
         ("examples.arrow", "click", 2),
-        ("events.arrow", "item_id", 10**6),
-        ("events.arrow", "category", -1),
-        ("events.arrow", "_user", 10**6),
+        ("events.arrow", "item_id", 31),
+        ("events.arrow", "category", 255),
         ("events.arrow", "_stream", 2),
-        ("events.arrow", "_timestamp", 10**11),
+        ("events.arrow", "_timestamp", 2**31 - 1),
+        ("users.arrow", "_start", 301),
+        ("users.arrow", "_start", -1),
+        ("users.arrow", "_previous_segment", 0),
+        ("users.arrow", "_previous_user", 0),
     ],
 )
 def test_values_out_of_bounds_are_refused_though_every_hash_is_right(folder, file, name, value):
     row = 3
-    if value == -(10**11):  # an example that has a history, older than its events
-        data = Dataset.open(folder)
-        row = int(np.flatnonzero(data.columns[storage.HISTORY_END] > data.columns[storage.HISTORY_START])[0])
-    set_cell(folder, file, name, value, row)
+    set_cell(folder, f"{SHARD}/{file}", name, value, row)
     forge(folder)
     with pytest.raises(GemkitError) as caught:
         Dataset.open(folder)
@@ -599,7 +601,7 @@ def test_the_manifest_names_no_other_files(folder, name):
         Dataset.open(folder)
 
 
-@pytest.mark.parametrize("missing", ["examples.arrow", "schema.json", "users.arrow", "vocabularies/tags.arrow"])
+@pytest.mark.parametrize("missing", [EXAMPLES, "schema.json", f"{SHARD}/users.arrow", "vocabularies/tags/0000.arrow"])
 def test_the_manifest_names_every_file_that_is_read(folder, missing):
     files = json.loads((folder / "manifest.json").read_text())["files"]
     forge(folder, files={n: h for n, h in files.items() if n != missing})
@@ -608,12 +610,12 @@ def test_the_manifest_names_every_file_that_is_read(folder, missing):
 
 
 def test_bag_offsets_that_lead_outside_are_refused(folder):
-    table = pa.ipc.open_file(pa.OSFile(str(folder / "examples.arrow"))).read_all()
+    table = pa.ipc.open_file(pa.OSFile(str(folder / EXAMPLES))).read_all()
     tags = table.column("tags").combine_chunks()
     offsets = np.array(tags.offsets)
     offsets[5] = 10**9
     bad = pa.Array.from_buffers(tags.type, len(tags), [None, pa.py_buffer(offsets)], children=[tags.values])
-    storage.write_table(table.set_column(table.column_names.index("tags"), "tags", bad), folder / "examples.arrow")
+    storage.write_table(table.set_column(table.column_names.index("tags"), "tags", bad), folder / EXAMPLES)
     forge(folder)
     with pytest.raises(GemkitError, match=r"cannot read examples\.arrow"):
         Dataset.open(folder)
@@ -637,7 +639,7 @@ def test_nothing_is_unpickled(tmp_path, folder, name):
     assert b"write_text" in payload
     metadata = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": payload}
     if name == "folder":
-        path = folder / "examples.arrow"
+        path = folder / EXAMPLES
         table = pa.ipc.open_file(pa.OSFile(str(path))).read_all()
     else:
         path = tmp_path / name

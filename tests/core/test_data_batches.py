@@ -1,18 +1,13 @@
-"""Collating and loading: what a batch holds, and which examples come when."""
+"""Collating: what a batch holds."""
 
 from __future__ import annotations
-
-import threading
-import time
 
 import numpy as np
 import pytest
 import torch
 
 from gemkit.data import storage
-from gemkit.data.collate import collate, plain_layout
-from gemkit.data.loader import Loader
-from gemkit.errors import GemkitError
+from gemkit.data.collate import Reading, collate, plain_layout
 from gemkit.testing.data import make_dataset, make_source
 
 
@@ -22,8 +17,7 @@ def data(tmp_path_factory):
 
 
 def gather(data, rows, **changes):
-    options = {"max_history": 50, "read_events": True, "shares_histories": True} | changes
-    return collate(data, np.asarray(rows), **options)
+    return collate(data, np.asarray(rows), Reading(**({"max_history": 50} | changes)))
 
 
 def histories(batch):
@@ -44,7 +38,7 @@ def test_a_batch_holds_the_examples_values(data):
     items, tags = (["?", *data.vocabulary(t)] for t in ("item_id", "tags"))
     price = data.schema.dense[0]
     for i, row in enumerate(rows):
-        wanted = examples[row]
+        wanted = examples[int(batch.example_id[i])]
         assert items[batch.ids["item_id"][i]] in (wanted["item_id"], "?")
         bag = batch.ids["tags"][batch.bag_offsets["tags"][i] : batch.bag_offsets["tags"][i + 1]]
         assert [tags[t] for t in bag] == wanted["tags"]
@@ -54,7 +48,8 @@ def test_a_batch_holds_the_examples_values(data):
         assert batch.masks[i].tolist() == [1.0, float(wanted["click"])]
         assert batch.weights[i] == wanted["weight"]
         assert data.schema.surfaces[batch.surface[i]] == wanted["surface"]
-        assert (batch.timestamp[i], batch.example_id[i]) == (wanted["timestamp"], row)
+        assert batch.timestamp[i] == wanted["timestamp"]
+        assert batch.example_id[i] == data.columns[storage.EXAMPLE_ID][row]
     assert batch.size == 4
 
 
@@ -87,8 +82,9 @@ def test_ages_are_positive_and_oldest_comes_first(data):
     for history in histories(batch):
         ages = [event[-2] for event in history]
         assert ages == sorted(ages, reverse=True)
-    example, first = 700, histories(gather(data, [700], max_history=1))[0][0]
-    newest = data.events[storage.TIMESTAMP][data.columns[storage.HISTORY_END][example] - 1]
+    example = int(data.history_lengths(np.arange(data.num_examples), 9).argmax())
+    first = histories(gather(data, [example], max_history=1))[0][0]
+    newest = data.shards[0].events[storage.TIMESTAMP][data.columns[storage.HISTORY_END][example] - 1]
     assert first[-2] == data.columns[storage.TIMESTAMP][example] - newest
 
 
@@ -119,7 +115,7 @@ def test_unread_events_are_left_out(data):
 
 
 def test_users_without_events_have_empty_histories(data):
-    lengths = data.columns[storage.HISTORY_END] - data.columns[storage.HISTORY_START]
+    lengths = data.history_lengths(np.arange(data.num_examples), 9)
     rows = np.flatnonzero(lengths == 0)[:3]
     batch = gather(data, rows)
     assert len(rows) == 3 and batch.history.layout.max_length == 0 and batch.history.ages.numel() == 0
@@ -128,96 +124,3 @@ def test_users_without_events_have_empty_histories(data):
 def test_an_empty_batch_has_the_right_shapes(data):
     batch = gather(data, np.array([], np.int64))
     assert batch.size == 0 and batch.dense.shape == (0, 2) and batch.history.offsets.tolist() == [0]
-
-
-def ids(batches) -> list[list[int]]:
-    return [b.example_id.tolist() for b in batches]
-
-
-def flat(batches) -> list[int]:
-    return [i for b in ids(batches) for i in b]
-
-
-def loader(data, **changes):
-    return Loader(data, **({"split": "train", "batch_size": 64, "shuffle": True, "seed": 1} | changes))
-
-
-def test_an_epoch_reads_every_example_once(data):
-    for shuffle in (True, False):
-        batches = loader(data, shuffle=shuffle)
-        got = flat(batches.epoch(0))
-        assert sorted(got) == data.split("train").tolist()
-        assert len(ids(batches.epoch(0))) == len(batches) == -(-len(got) // 64)
-
-
-def test_order_depends_on_seed_and_epoch_only(data):
-    first = ids(loader(data).epoch(3))
-    assert first == ids(loader(data, prefetch=0).epoch(3))
-    assert first != ids(loader(data).epoch(4))
-    assert first != ids(loader(data, seed=2).epoch(3))
-
-
-@pytest.mark.parametrize("start", [1, 5, 100])
-def test_resuming_gives_the_rest_of_the_epoch(data, start):
-    assert ids(loader(data).epoch(2, start)) == ids(loader(data).epoch(2))[start:]
-
-
-def test_shuffling_keeps_shared_histories_together(data):
-    numbers = data.columns[storage.HISTORY][flat(loader(data).epoch(0))]
-    changes = np.count_nonzero(np.diff(numbers)) + 1
-    assert changes == len(set(numbers.tolist())) < len(numbers)
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_ranks_share_the_global_batch(data, world_size, drop_last):
-    whole = loader(data, batch_size=16 * world_size, drop_last=drop_last)
-    ranks = [loader(data, batch_size=16, rank=r, world_size=world_size, drop_last=drop_last) for r in range(world_size)]
-    assert {len(r) for r in ranks} == {len(whole)}
-    shares = zip(*(ids(r.epoch(0)) for r in ranks), strict=True)
-    assert [[i for part in parts for i in part] for parts in shares] == ids(whole.epoch(0))
-    if drop_last:
-        assert {len(b) for r in ranks for b in ids(r.epoch(0))} == {16}
-
-
-def test_a_split_smaller_than_a_batch_is_an_error_only_with_drop_last(data):
-    assert len(loader(data, batch_size=100_000)) == 1
-    with pytest.raises(GemkitError, match="less than one batch"):
-        loader(data, batch_size=100_000, drop_last=True)
-
-
-def test_unknown_split(data):
-    with pytest.raises(GemkitError, match="unknown split 'tests'"):
-        loader(data, split="tests")
-
-
-def loader_threads():
-    return [t for t in threading.enumerate() if t.name == "gemkit-loader"]
-
-
-def test_errors_of_the_thread_reach_the_consumer(data):
-    def layout(lengths):
-        raise ValueError("no layout")
-
-    with pytest.raises(ValueError, match="no layout"):
-        list(loader(data, layout=layout).epoch(0))
-    assert not loader_threads()
-
-
-def test_the_thread_ends_when_the_iterator_is_dropped(data):
-    batches = loader(data).epoch(0)
-    next(batches)
-    assert loader_threads()
-    batches.close()
-    assert not loader_threads()
-
-
-def test_batches_are_made_ahead(data):
-    made = []
-    batches = loader(data, layout=lambda lengths: made.append(1), prefetch=3).epoch(0)
-    next(batches)
-    deadline = time.monotonic() + 5
-    while len(made) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(made) >= 4
-    batches.close()

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 
 from gemkit.data import storage
+from gemkit.data.arrays import first_not_older, ranges
 from gemkit.data.build import build
 from gemkit.data.dataset import Dataset
-from gemkit.data.eventlog import combined_keys
+from gemkit.data.histories import newest
 from gemkit.data.schema import CategoricalFeature, DenseFeature, EventField, Task, VectorFeature
 from gemkit.data.source import Source, Split
 from gemkit.errors import GemkitError
@@ -27,6 +28,16 @@ def silent(name: str, done: int, total: int) -> None:
 def built(source: Source, folder) -> Dataset:
     build(source, folder, silent)
     return Dataset.open(folder)
+
+
+def rows(data: Dataset, split: str) -> list[int]:
+    """Ids of the examples of a split: rows of the source."""
+    return sorted(data.columns[storage.EXAMPLE_ID][data.split(split)].tolist())
+
+
+def column(data: Dataset, name: str) -> list:
+    """A column in the order of the source."""
+    return data.columns[name][np.argsort(data.columns[storage.EXAMPLE_ID])].tolist()
 
 
 def table(**columns) -> pa.Table:
@@ -64,11 +75,12 @@ def test_histories_are_the_users_events_strictly_before(tmp_path):
         mine = [(i, e) for i, e in enumerate(events) if e["user_id"] == example["user_id"]]
         ties += sum(e["timestamp"] == example["timestamp"] for _, e in mine)
         before = sorted((e["timestamp"], i, e) for i, e in mine if e["timestamp"] < example["timestamp"])
-        where = slice(data.columns[storage.HISTORY_START][row], data.columns[storage.HISTORY_END][row])
-        assert data.events[storage.TIMESTAMP][where].tolist() == [t for t, _, _ in before]
+        runs = newest(data, np.flatnonzero(data.columns[storage.EXAMPLE_ID] == row), 10**6)
+        where, log = ranges(runs.start, runs.end), data.shards[0].events
+        assert log[storage.TIMESTAMP][where].tolist() == [t for t, _, _ in before]
         wanted = [e["item_id"] if e["item_id"] in known else "?" for _, _, e in before]
-        assert [items[i] for i in data.events["item_id"][where]] == wanted
-        streams = [data.schema.streams[i] for i in data.events[storage.STREAM][where]]
+        assert [items[i] for i in log["item_id"][where]] == wanted
+        streams = [data.schema.streams[i] for i in log[storage.STREAM][where]]
         assert streams == [e["kind"] for _, _, e in before]
     assert ties > 20, "the data must have ties for this test to mean anything"
 
@@ -79,17 +91,16 @@ def test_history_numbers_mean_same_user_and_time(tmp_path):
     pairs = list(
         zip(synthetic.examples["user_id"].to_pylist(), synthetic.examples["timestamp"].to_pylist(), strict=True)
     )
-    numbers = data.columns[storage.HISTORY].tolist()
+    numbers = column(data, storage.HISTORY)
     assert len(set(pairs)) < len(pairs)
     assert len(set(zip(pairs, numbers, strict=True))) == len(set(pairs)) == len(set(numbers))
 
 
-def test_keys_of_user_and_time_do_not_overflow():
-    user = np.array([0, 0, 2**40, 2**40])
-    time = np.array([-(10**11), 10**11, -(10**11), 10**11])
-    event_key, example_key = combined_keys(user, time, user, time)
-    assert (np.diff(event_key) > 0).all() and (event_key >= 0).all()
-    assert event_key.tolist() == example_key.tolist()
+def test_the_first_event_that_is_not_older_is_found_in_each_run():
+    times = np.array([1, 1, 2, 5, 5, 9, -3, 4])
+    start, end = np.array([0, 0, 0, 6, 6, 6, 3]), np.array([6, 6, 6, 8, 8, 6, 3])
+    now = np.array([1, 5, 10, -3, 5, 7, 7])
+    assert first_not_older(times, start, end, now).tolist() == [0, 3, 6, 6, 8, 6, 3]
 
 
 def test_time_split_keeps_ties_together_and_is_the_newest(tmp_path):
@@ -104,22 +115,22 @@ def test_time_split_keeps_ties_together_and_is_the_newest(tmp_path):
 def test_column_split(tmp_path):
     names = ["train"] * 6 + ["valid"] * 2 + ["test"] * 2
     data = built(source(table(part=names[::-1]), split=Split(by="column", column="part")), tmp_path / "d")
-    assert data.split("test").tolist() == [0, 1]
-    assert data.split("train").tolist() == [4, 5, 6, 7, 8, 9]
+    assert rows(data, "test") == [0, 1]
+    assert rows(data, "train") == [4, 5, 6, 7, 8, 9]
 
 
 def test_vocabulary_comes_from_training_only(tmp_path):
     data = built(source(), tmp_path / "d")
-    assert data.split("train").tolist() == list(range(8))
+    assert rows(data, "train") == list(range(8))
     assert data.vocabulary("item") == ["i", "j", "k"]  # 4, 2, 2 times; equals in order of text
-    assert data.columns["item"].tolist() == [1, 2, 3, 1, 2, 1, 1, 3, 0, 2]
+    assert column(data, "item") == [1, 2, 3, 1, 2, 1, 1, 3, 0, 2]
     assert data.schema.tables[0].num_embeddings == 4
 
 
 def test_min_count_turns_rare_ids_into_unknown(tmp_path):
     data = built(source(min_count=3), tmp_path / "d")
     assert data.vocabulary("item") == ["i"]
-    assert data.columns["item"].tolist() == [1, 0, 0, 1, 0, 1, 1, 0, 0, 0]
+    assert column(data, "item") == [1, 0, 0, 1, 0, 1, 1, 0, 0, 0]
 
 
 def test_event_only_ids_count_if_a_training_example_saw_them(tmp_path):
@@ -127,7 +138,7 @@ def test_event_only_ids_count_if_a_training_example_saw_them(tmp_path):
     data = built(source(events=events, user="user", event_fields=(EventField(name="item"),)), tmp_path / "d")
     # "late" is seen only by the test example of user a at 180.
     assert sorted(data.vocabulary("item")) == ["i", "j", "k", "old"]
-    assert data.events["item"].tolist()[:2] == [data.vocabulary("item").index("old") + 1, 0]
+    assert data.shards[0].events["item"].tolist()[:2] == [data.vocabulary("item").index("old") + 1, 0]
 
 
 def test_dense_statistics_come_from_training_only(tmp_path):
@@ -150,9 +161,9 @@ def test_masks_chain(tmp_path):
     )
     tasks = (Task(name="buy", masked_by="cart"), Task(name="cart", masked_by="click"), Task(name="click"))
     data = built(source(examples, tasks=tasks), tmp_path / "d")
-    assert data.columns["click"].tolist() == [1, 1, 1, 1, 0, 0, -1, 1, 1, 1]
-    assert data.columns["cart"].tolist() == [1, 1, 0, -1, -1, -1, -1, 1, 1, 1]
-    assert data.columns["buy"].tolist() == [1, -1, -1, -1, -1, -1, -1, 0, 1, 0]
+    assert column(data, "click") == [1, 1, 1, 1, 0, 0, -1, 1, 1, 1]
+    assert column(data, "cart") == [1, 1, 0, -1, -1, -1, -1, 1, 1, 1]
+    assert column(data, "buy") == [1, -1, -1, -1, -1, -1, -1, 0, 1, 0]
 
 
 def test_ids_are_text_whatever_their_type(tmp_path):
@@ -169,8 +180,9 @@ def test_empty_cells_of_categories_are_unknown(tmp_path):
     bags = pa.array([["x", None], [], None, [""], ["x", "y"], ["x"], [], [], ["z"], ["y", "x"]])
     wanted = (CategoricalFeature(name="item"), CategoricalFeature(name="tags", multi=True))
     data = built(source(table(item=items, tags=bags), categorical=wanted), tmp_path / "d")
-    assert data.columns["item"].tolist() == [1, 0, 0, 1, 2, 1, 2, 2, 0, 1]
-    offsets, ids = data.bags["tags"]
+    assert column(data, "item") == [1, 0, 0, 1, 2, 1, 2, 2, 0, 1]
+    by_id = np.argsort(data.columns[storage.EXAMPLE_ID])
+    ids, offsets = data.take_bags("tags", data.located(by_id), len(by_id))
     assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == [
         *([1], [], [], [], [1, 2], [1], [], [], [0], [2, 1])
     ]
@@ -179,12 +191,12 @@ def test_empty_cells_of_categories_are_unknown(tmp_path):
 def test_dates_are_timestamps(tmp_path):
     dates = pa.array([np.datetime64("2024-01-01T00:00:00") + np.timedelta64(i, "D") for i in range(10)])
     data = built(source(table(time=dates)), tmp_path / "d")
-    assert data.columns[storage.TIMESTAMP][1] == 1_704_067_200 + 86_400
+    assert column(data, storage.TIMESTAMP)[1] == 1_704_067_200 + 86_400
 
 
 def test_built_folder_is_plain_arrow_and_complete(tmp_path):
     data = make_dataset(tmp_path / "d")
-    examples = pa.ipc.open_file(tmp_path / "d" / "examples.arrow").read_all()
+    examples = pa.ipc.open_file(tmp_path / "d" / "segments" / "0000" / "000" / "examples.arrow").read_all()
     assert examples.num_rows == 1200 and "item_id" in examples.column_names
     assert [p.name for p in tmp_path.iterdir()] == ["d"], "no temporary folder stays"
     assert isinstance(data.columns["item_id"], np.ndarray) and not isinstance(data.columns["item_id"], np.memmap)
@@ -204,11 +216,19 @@ def test_a_failed_build_leaves_the_old_folder(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
-def test_a_build_that_is_cut_short_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), storage.replacing(tmp_path / "d") as fresh:
-        (fresh / "examples.arrow").write_bytes(b"half")
-        raise KeyboardInterrupt
+def test_a_build_that_is_cut_short_leaves_nothing_that_it_cannot_use(tmp_path):
+    def interrupt(name: str, done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(source(), tmp_path / "d", interrupt)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        build(source(), tmp_path / "d", interrupt, {"file": "ten.csv"})
+    assert [p.name for p in tmp_path.iterdir()] == ["d.building"]
+    build(source(), tmp_path / "d", silent, {"file": "ten.csv"})
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
 def test_a_folder_that_is_no_data_set_is_not_replaced(tmp_path):
@@ -223,7 +243,7 @@ def test_a_folder_that_is_no_data_set_is_not_replaced(tmp_path):
     ("change", "what"),
     [
         (lambda m: m | {"format_version": 99}, "dataset format 99"),
-        (lambda m: m | {"rows": m["rows"] | {"examples": 7}}, "the manifest says 7"),
+        (lambda m: m | {"rows": m["rows"] | {"examples": 7}}, "says 7"),
     ],
 )
 def test_open_refuses_what_does_not_fit(tmp_path, change, what):

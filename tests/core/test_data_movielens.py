@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import zipfile
 from pathlib import Path
@@ -104,11 +105,12 @@ def test_tables_hold_what_the_files_say(archives, tmp_path):
     assert data.num_examples == data.num_events == len(rows)
     # The last day of 2000, a Sunday, between 22 and 23 o'clock.
     assert (data.vocabulary("hour"), data.vocabulary("weekday")) == (["22"], ["6"])
-    for i, (user, movie, stars, seconds) in enumerate(rows):
+    order = np.argsort(data.columns[storage.EXAMPLE_ID])
+    bags, offsets = data.take_bags("genres", data.located(order), len(order))
+    for row, i, (user, movie, stars, seconds) in zip(itertools.count(), order, rows, strict=False):
         assert titles[data.columns["movie_id"][i]] in (MOVIES[movie][0], "?")
         assert zips[data.columns["zip"][i]] == USERS[user][3]
-        offsets, ids = data.bags["genres"]
-        assert [genres[g] for g in ids[offsets[i] : offsets[i + 1]]] == MOVIES[movie][1]
+        assert [genres[g] for g in bags[offsets[row] : offsets[row + 1]]] == MOVIES[movie][1]
         assert data.columns["like"][i] == (stars >= 4)
         assert data.columns["love"][i] == ((stars == 5) if stars >= 4 else -1)
         assert data.columns[storage.TIMESTAMP][i] == seconds

@@ -50,11 +50,11 @@ def test_test_rows_get_the_evaluations_predictions(trained: tuple[Path, pa.Table
     rows = dataset.split("test")[::-1]  # another order than the data set's
     file = tmp_path / "new.parquet"
     labels = list(dataset.schema.task_names)
-    pyarrow.parquet.write_table(examples.take(rows).drop_columns(labels), file)
+    ids = dataset.columns[storage.EXAMPLE_ID][rows]
+    pyarrow.parquet.write_table(examples.take(ids).drop_columns(labels), file)
     assert predict(run_folder, file, tmp_path / "out.parquet", load_registry(), silent()) == len(rows)
     out = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert out.column_names == ["example_id", *labels]
-    ids = dataset.columns[storage.EXAMPLE_ID][rows]
     found = np.stack([out[task].to_numpy() for task in labels], axis=1)
     np.testing.assert_allclose(found, np.stack([wanted[i] for i in ids.tolist()]), rtol=1e-5, atol=1e-6)
 

@@ -29,7 +29,7 @@ from gemkit.testing.runs import silent, tiny_run
 from gemkit.testing.tolerances import TOLERANCES
 from gemkit.train import Training, train
 
-TIMES = {"examples_per_s", "wall_s"}
+TIMES = {"examples_per_s", "wall_s", "data_wait"}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,8 @@ def test_logloss_picks_the_best_where_the_monitored_metric_is_undefined(data: Pa
     overrides = ["train.epochs=3", "train.monitor=auc", "train.eval_every=4", f"runs={tmp_path / 'runs'}"]
     run = plain(tiny_run(data, *overrides))
     with contextlib.ExitStack() as resources:
-        valid = Training(run, load_registry(), None, silent(), ["gemkit"], resources).dataset.split("valid")
+        dataset = Training(run, load_registry(), None, silent(), ["gemkit"], resources).dataset
+        valid = dataset.columns["_example_id"][dataset.split("valid")]
     table = pyarrow.parquet.read_table(run.data.examples)
     click = table["click"].to_numpy().copy()
     click[valid] = 1
@@ -208,8 +209,9 @@ def test_a_poisoned_example_is_named(data: Path, tmp_path: Path) -> None:
     table = pyarrow.parquet.read_table(run.data.examples)
     content = table["content"].to_pylist()
     with contextlib.ExitStack() as resources:
-        order = Training(run, load_registry(), None, silent(), ["gemkit"], resources).loader.order(0)
-    poisoned = int(order[8 * 3 + 5])  # in the fourth batch
+        training = Training(run, load_registry(), None, silent(), ["gemkit"], resources)
+        row = training.loader.global_rows(0, 3)[5]  # in the fourth batch
+        poisoned = int(training.dataset.columns["_example_id"][row])
     content[poisoned] = [1e30, -1e30, 1e30, -1e30, 1e30, -1e30]
     path = tmp_path / "poisoned.parquet"
     position = table.column_names.index("content")
