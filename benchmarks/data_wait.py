@@ -26,7 +26,7 @@ from gemkit.runs.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "data_wait.json"
-NUM_USERS, NUM_ITEMS, EVENTS_PER_USER, EXAMPLES_PER_USER = 1500, 20_000, 1500, 12
+NUM_USERS, NUM_ITEMS, EVENTS_PER_USER, EXAMPLES_PER_USER = 1500, 20_000, 1500, 4
 LIMIT = 0.05
 
 
@@ -53,7 +53,7 @@ def train(folder: Path, workers: int, kind: str, steps: int) -> dict[str, Any]:
     command += [f"data.root={folder}/datasets", f"runs={folder}/runs-{kind}-{workers}", "data.max_history=1000"]
     command += ["data.user=user", "data.timestamp=time", "data.stream=kind", "data.tasks=[{name: click}]"]
     command += ["data.categorical=[{name: item, role: item}, {name: user, role: user}, {name: hour}]"]
-    command += ["data.event_fields=[{name: item}]", f"train.max_steps={steps}", "train.batch_size=512"]
+    command += ["data.event_fields=[{name: item}]", f"train.max_steps={steps}", "train.batch_size=256"]
     command += [f"loader.workers={workers}", f"loader.worker_kind={kind}", "train.num_threads=2"]
     subprocess.run(command, check=True, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "2"})
     (run,) = (folder / f"runs-{kind}-{workers}").glob("*/metrics.json")
@@ -63,15 +63,15 @@ def train(folder: Path, workers: int, kind: str, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=12)
     options = parser.parse_args()
     runs = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_logs(folder)
-        for kind, workers in (("thread", 0), ("thread", 1), ("thread", 2), ("process", 1)):
+        for kind, workers in (("thread", 0), ("thread", 1), ("process", 1)):
             runs[f"{workers} {kind}" if workers else "none"] = train(folder, workers, kind, options.steps)
-    report = {"max_history": 1000, "batch_size": 512, "limit": LIMIT, "runs": runs}
+    report = {"max_history": 1000, "batch_size": 256, "limit": LIMIT, "runs": runs}
     report["environment"] = describe_environment()
     RESULTS.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for way, found in runs.items():

@@ -17,6 +17,7 @@ PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(r"(<!-- table (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ROBUSTNESS = re.compile(r"(<!-- robustness -->\n).*?(<!-- end -->)", re.DOTALL)
+DATA = re.compile(r"(<!-- data -->\n).*?(<!-- end -->)", re.DOTALL)
 METRICS = {"auc": "AUC", "logloss": "logloss", "ne": "NE", "gauc_impressions": "gAUC (by impressions)"}
 
 
@@ -53,6 +54,7 @@ def page(text: str) -> str:
 
     filled, count = MARK.subn(fill, text)
     filled = ROBUSTNESS.sub(lambda match: match[1] + robustness() + match[2], filled)
+    filled = DATA.sub(lambda match: match[1] + data() + match[2], filled)
     if not count:
         raise SystemExit(f"{PAGE} has no table marks")
     return filled
@@ -89,6 +91,60 @@ def robustness() -> str:
             "memory over a long run",
             f"at step {last:,} within 2 % of that at step {first}",
             f"{soak['growth_since_step_500']:+.2%}",
+        ),
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [("what", "goal", "measured"), ("---",) * 3, *rows])
+
+
+def data() -> str:
+    """What the files about the data path say, a row each."""
+    reading, build, wait, balance, grouping = (
+        json.loads((RESULTS / f"data_{name}.json").read_text(encoding="utf-8"))
+        for name in ("reading", "build", "wait", "balance", "grouping")
+    )
+    ratios, rates = reading["ratios"], reading["median_examples_per_s"]
+    contiguous, balanced = (balance["cases"][0]["max_over_mean"][way] for way in ("contiguous", "balanced"))
+    of_history, alone = (grouping["groups"][way] for way in ("history", "none"))
+    thread, nobody = (wait["runs"][way]["data_wait"] for way in ("1 thread", "none"))
+    gib = build["memory_bytes"] / 2**30
+    rows = [
+        (
+            f"bytes on disk: histories of {reading['mean_history']:.0f} events of {reading['examples']:,} examples",
+            "10 times fewer than inside snappy Parquet rows",
+            f"{ratios['bytes_snappy']:.1f} times fewer ({ratios['bytes_zstd']:.1f} than zstd)",
+        ),
+        (
+            "examples/s of one core, shuffled, three columns of events",
+            "5 times pyarrow reading those rows in order",
+            f"{ratios['columns_against_parquet']:.1f} times ({rates['log_columns']:,.0f} against "
+            f"{rates['parquet_rows']:,.0f}); {ratios['columns_against_copy']:.0%} of a plain copy of the same bytes",
+        ),
+        ("the same, whole batches as the model takes them", "", f"{ratios['batches_against_parquet']:.1f} times"),
+        (
+            "training waits for data, default model, histories of 1,000 events",
+            "less than 5 % of the time",
+            f"{thread:.2%} with one thread that reads ahead, {nobody:.2%} with none",
+        ),
+        (
+            f"memory of a build of {build['rows']['events']:,} events",
+            f"within {gib:.0f} GiB",
+            f"{build['build']['peak_bytes'] / 2**30:.2f} GiB",
+        ),
+        (
+            "its speed",
+            "beside DuckDB sorting the same file",
+            f"{build['events_per_s']:,.0f} events/s; DuckDB {build['duckdb_events_per_s']:,.0f}",
+        ),
+        (
+            f"events of the heaviest of {balance['ranks']} ranks over the mean",
+            "named",
+            f"{contiguous['mean']:.3f} contiguous, {balanced['mean']:.4f} balanced",
+        ),
+        (
+            "grouping examples that share a history: time of a step",
+            "named",
+            f"{grouping['speedup']:.2f} times faster ({of_history['histories_per_batch']:.0f} histories in a batch, "
+            f"not {alone['histories_per_batch']:,.0f})",
         ),
     ]
     return "".join(f"| {' | '.join(row)} |\n" for row in [("what", "goal", "measured"), ("---",) * 3, *rows])

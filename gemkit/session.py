@@ -116,7 +116,7 @@ def make_loader(
     """
     config = run.loader
     if split != "train":
-        pass
+        config = dataclasses.replace(config, order="stored", worker_kind="thread")
     reading = Reading(
         max_history=run.data.max_history,
         read_events=model.dense.reads_events,

@@ -1,7 +1,9 @@
 """Makes batches ahead of their use, in threads or in processes. Their order, and their bits, are those of no workers.
 
-Threads share the opened data set and cost nothing to start. NumPy gives up the interpreter's lock while it copies, but
-not in its many small steps; where one thread is too slow, processes are the way.
+Threads share the opened data set, cost nothing to start, and hand a batch over for nothing. NumPy gives up the
+interpreter's lock while it copies, but not in its many small steps. A process shares no lock, and pays for that: every
+tensor of a batch goes through a file of shared memory, some ten milliseconds a batch. So one thread comes first, then
+several, and processes where making a batch takes much longer than handing it over.
 
 Worker processes come from a *fork server*: a process that has imported gemkit and done nothing else. A fork of the
 training process itself would start faster, but would inherit its OpenMP and FBGEMM threads' locks without the threads

@@ -29,11 +29,12 @@ from gemkit.data.dataset import Dataset
 from gemkit.data.loader import Loader, keys_of, pinned
 from gemkit.data.order import Order, Places, ShuffledOrder, StoredOrder, TimeOrder
 from gemkit.data.shards import located
+from gemkit.data.source import SPLITS
 from gemkit.errors import GemkitError
 from gemkit.registry import load_registry
 from gemkit.runs.clock import Clock
 from gemkit.runs.folder import RunFolder
-from gemkit.session import to_device
+from gemkit.session import make_loader, to_device
 from gemkit.testing.data import make_dataset
 from gemkit.testing.runs import silent, tiny_run
 from gemkit.train import Training, train
@@ -509,6 +510,17 @@ def test_a_split_smaller_than_a_batch_is_an_error_only_with_drop_last(data: Data
         Loader(data, "train", batch_size=100_000, drop_last=True)
 
 
+def test_only_train_is_shuffled_and_read_by_processes(data: Dataset, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "loader.order=time", "loader.worker_kind=process", "loader.workers=3")
+    model = SimpleNamespace(dense=SimpleNamespace(reads_events=True, shares_histories=True, layout=planned))
+    backend = FakeBackend("cpu", [])
+    configs = {s: make_loader(run, data, model, backend, s, 8).config for s in SPLITS}  # type: ignore[arg-type]
+    assert configs["train"] == run.loader
+    assert {(configs[s].order, configs[s].worker_kind, configs[s].workers) for s in ("valid", "test")} == {
+        ("stored", "thread", 3)
+    }
+
+
 def test_unknown_split(data: Dataset) -> None:
     with pytest.raises(GemkitError, match="unknown split 'tests'"):
         Loader(data, "tests", batch_size=1)
@@ -571,6 +583,7 @@ class FakeStream:
 class FakeBackend:
     def __init__(self, device: str, calls: list[str]) -> None:
         self.fabric = SimpleNamespace(device=torch.device(device), to_device=self.moved)
+        self.rank, self.world_size = 0, 1
         self.calls = calls
 
     def moved(self, batch: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import defaultdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gemkit.data.dataset import Dataset
 from gemkit.data.engine import Limits, bytes_of
 from gemkit.data.schema import CategoricalFeature, DenseFeature, EventField, Task, VectorFeature
 from gemkit.data.source import Source, Split, Stream, TableRule
+from gemkit.data.statistics import ExactSum
 from gemkit.data.validation.report import check
 from gemkit.errors import GemkitError
 
@@ -207,6 +209,39 @@ def test_a_build_holds_what_a_filtered_list_holds(tmp_path_factory: Any, days: A
         assert (of_i["place"], of_i["time"]) == (x["place"], x["time"])
 
 
+def test_an_id_that_only_an_event_of_the_same_second_has_is_not_seen_in_training(tmp_path: Path) -> None:
+    day = [_example("u0", 10, "x", split=s) for s in SPLITS]
+    events = [{"user": "u0", "time": t, "item": f"at{t}", "kind": "k"} for t in (9, 10, 11)]
+    assert sorted(built(tmp_path / "d", source(*tables(events, day))).vocabulary("item")) == ["at9", "x"]
+
+
+@PROFILE
+@given(
+    st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=30),
+    st.lists(st.integers(0, 9), min_size=30, max_size=30),
+    st.integers(0, 30),
+)
+def test_sums_are_exact_however_they_are_cut(values: list[float], counts: list[int], cut: int) -> None:
+    number, times = np.array(values), np.array(counts[: len(values)])
+    repeated = np.repeat(number, times)
+    parts, weighted = ExactSum(), ExactSum()
+    for piece in (repeated[cut:], repeated[:cut]):
+        parts.add(piece)
+    weighted.add(number, times)
+    exact = float(sum(map(Fraction, repeated.tolist())) / len(repeated)) if len(repeated) else 0.0
+    assert parts.mean == weighted.mean == exact
+    assert parts.count == weighted.count == len(repeated)
+
+
+def test_statistics_of_users_count_training_examples(tmp_path: Path) -> None:
+    users = ["u0", "u0", "u1", "u9"]  # u9 has no row, and the ages are 20 and 21
+    day = [_example(u, 5, "x") for u in users] + [_example("u3", 5, "x", split=s) for s in SPLITS[1:]]
+    data = built(tmp_path / "d", source(*tables([{"user": "u1", "time": 0, "item": "x", "kind": "k"}], day)))
+    age = data.schema.dense[1]
+    assert (age.mean, age.std) == (pytest.approx(61 / 3), pytest.approx(np.std([20, 20, 21])))
+    assert content(data)[3]["dense"][1] == 0.0
+
+
 @PROFILE
 @given(logs(), st.integers(1, 7), st.integers(1, 4), st.sampled_from(["768MiB", "3GiB"]))
 def test_pieces_and_memory_do_not_change_a_byte(
@@ -318,7 +353,7 @@ def test_rows_that_earlier_examples_should_have_seen_are_refused(
 def test_without_events_or_times_nothing_can_be_late_that_is_not_older(tmp_path: Path, timed: bool) -> None:
     def rows(first_s: int) -> Source:
         table = pa.table({"item": ["a", "b"] * 5, "click": [0, 1] * 5, "split": ["train"] * 6 + ["valid", "test"] * 2,
-                          "time": list(range(first_s, first_s + 10))})  # fmt: skip
+                          "time": range(first_s, first_s + 10)})  # fmt: skip
         return Source(
             name="plain", examples=table, categorical=(CategoricalFeature(name="item"),), tasks=(Task(name="click"),),
             timestamp="time" if timed else None, split=Split(by="column"),
@@ -332,7 +367,8 @@ def test_without_events_or_times_nothing_can_be_late_that_is_not_older(tmp_path:
     for _ in range(2):
         assert check(tmp_path / "d", silent).violations == []
         data = Dataset.open(tmp_path / "d")
-        assert sorted(data.columns[storage.EXAMPLE_ID].tolist()) == list(range(20)) and len(data.split("train")) == 12
+        ids = np.asarray(data.columns[storage.EXAMPLE_ID])
+        assert sorted(ids.tolist()) == list(range(20)) and len(data.split("train")) == 12
         compact(tmp_path / "d", silent)
 
 
