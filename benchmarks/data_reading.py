@@ -12,6 +12,8 @@ benchmarks/results/data_reading.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import tempfile
@@ -181,6 +183,18 @@ def measure(data: Dataset, path: Path) -> dict[str, Any]:
     return {"examples_per_s": rates, "bytes_per_batch": float(np.mean(sizes))}
 
 
+def keep_memory() -> None:
+    """Lets the C library keep freed memory, as Arrow's pool does by itself and as a process does that has run a while.
+
+    Else each batch's arrays come as new pages from the system, which takes longer than to fill them.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not everywhere glibc
+        trim_threshold, mmap_threshold = -1, -3
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=1_000_000)
@@ -188,6 +202,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the data set here and use it again")
     options = parser.parse_args()
     pa.set_cpu_count(1)
+    keep_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = (options.folder or Path(name)) / "log"
         world = World(options.users, options.examples, 700)

@@ -20,19 +20,19 @@ from gemkit.data.fetch import sha256_of
 from gemkit.data.finish import ROWS, write_manifest
 from gemkit.data.source import SPLITS
 from gemkit.data.verify import verified
+from gemkit.errors import GemkitError
 from gemkit.runs.files import writing_failed
 
 
 def compact(folder: Path, progress: Progress) -> bool:
     """Merges all segments, partition by partition. Ids do not change.
 
-    A user or item that several segments describe keeps the newest description, for all examples.
-
     Returns:
         Whether there was anything to do.
 
     Raises:
-        GemkitError: There is no data set, it is damaged, or the disk cannot be written.
+        GemkitError: There is no data set, it is damaged, or the disk cannot be written; or segments describe a user or
+            an item differently: there is one row for each afterwards, and batches would change.
     """
     manifest, schema = verified(folder)
     if len(manifest["segments"]) == 1:
@@ -87,18 +87,32 @@ def _items(base: Base) -> tuple[pa.Table | None, list[np.ndarray]]:
             tables.append(storage.open_table(base.folder / name))
     if not tables:
         return None, []
-    merged, _ = _newest_rows(tables)
+    merged, _ = _newest_rows(tables, storage.ITEMS)
     texts = storage.one_piece(merged[storage.VALUE])
     return merged, [as_array(pc.index_in(t[storage.VALUE], value_set=texts)).astype(np.int32) for t in tables]
 
 
-def _newest_rows(tables: list[pa.Table]) -> tuple[pa.Table, pa.Array]:
+def _newest_rows(tables: list[pa.Table], what: str) -> tuple[pa.Table, pa.Array]:
     """The newest row of each `_value`, ascending by it."""
     rows = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     texts = storage.one_piece(rows[storage.VALUE])
     order = as_array(pc.sort_indices(texts)).astype(np.int64)  # stable: a text's newest row is its last
     codes = as_array(texts.take(pa.array(order)).dictionary_encode().indices)
-    last = np.append(codes[1:] != codes[:-1], True) if len(codes) else np.zeros(0, bool)
+    same = codes[1:] == codes[:-1]
+    last = np.append(~same, True) if len(codes) else np.zeros(0, bool)
+    features = [n for n in rows.column_names if not n.startswith("_")]
+    again = rows.select([storage.VALUE, *features]).take(pa.array(order[1:][same]))
+    before = rows.select([storage.VALUE, *features]).take(pa.array(order[:-1][same]))
+    for name in features:
+        if not again[name].equals(before[name]):
+            pairs = zip(before[name].to_pylist(), again[name].to_pylist(), strict=True)
+            at = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+            raise GemkitError(
+                f"segments describe {again[storage.VALUE][at].as_py()!r} differently: {name!r} has changed",
+                where=what,
+                fix="keep the segments: each example has the description of its own segment; or build again from all"
+                " files, with one description for all examples",
+            )
     merged = rows.take(pa.array(order[last]))
     return merged, storage.one_piece(merged[storage.VALUE])
 
@@ -111,7 +125,7 @@ def _compact_partition(base: Base, partition: int, items: list[np.ndarray], fold
     of_users: list[np.ndarray] = []
     counts = {"users": 0}
     if users[0] is not None:
-        merged, texts = _newest_rows([u for u in users if u is not None])
+        merged, texts = _newest_rows([u for u in users if u is not None], storage.USERS)
         of_users = [
             as_array(pc.index_in(storage.one_piece(u[storage.VALUE]), value_set=texts)).astype(np.int64)
             for u in users

@@ -16,13 +16,14 @@ import pyarrow as pa
 
 from gemkit.data import staged as names
 from gemkit.data import storage
-from gemkit.data.arrays import as_array, flat, standardised, transformed
+from gemkit.data.arrays import as_array, flat, transformed
 from gemkit.data.base import Base
-from gemkit.data.columns import Codes, Columns, shown_rows
+from gemkit.data.columns import Codes
 from gemkit.data.engine import Limits, engine, release_memory
 from gemkit.data.holders import Holder
-from gemkit.data.schema import CategoricalFeature, DenseFeature, EventField, Schema, Table, VectorFeature
-from gemkit.data.source import SPLITS, Source, Split
+from gemkit.data.refusals import refuse_gaps, refuse_other_widths, refuse_outliers, refuse_twins
+from gemkit.data.schema import CategoricalFeature, DenseFeature, EventField, Schema, Table
+from gemkit.data.source import Source, Split
 from gemkit.data.staged import Staged, codes_of
 from gemkit.data.statistics import ExactSum, deviation
 from gemkit.data.vocabulary import count_values, merge_counts
@@ -124,10 +125,10 @@ def learn(
             release_memory()
             report()
         if base is None:
-            _refuse_gaps(source, totals)
+            refuse_gaps(source, totals)
         dense = base.schema.dense if base else _statistics(source, staged, splitter, holders, totals)
-        _refuse_outliers(source, dense, staged, holders, totals)
-        _refuse_twins(source, staged, connection, base)
+        refuse_outliers(source, dense, staged, holders, totals)
+        refuse_twins(source, staged, connection, base)
         rules = {rule.name: rule for rule in source.tables}
         vocabularies = {}
         for table, number in tables.items():
@@ -144,7 +145,7 @@ def learn(
         for v, width in zip(declared.vectors, staged.widths, strict=True)
     )
     if base:
-        _refuse_other_widths(source, vectors, base)
+        refuse_other_widths(source, vectors, base)
     schema = replace(
         declared,
         name=base.schema.name if base else declared.name,
@@ -309,27 +310,6 @@ def labels(source: Source, examples: pa.Table) -> list[np.ndarray]:
     return result
 
 
-def _refuse_gaps(source: Source, totals: Totals) -> None:
-    title = source.examples_title
-    fix = f"give each of {', '.join(SPLITS)} at least one row"
-    if source.split.by == "time":
-        fix = "examples of equal timestamp stay together: change `split.valid`/`split.test`, or split by a column"
-    elif source.split.by == "boundary":
-        fix = "change `split.valid_from_s`/`split.test_from_s`"
-    for count, name in zip(totals.split, SPLITS, strict=True):
-        if not count:
-            raise GemkitError(f"the {name} split is empty", where=title, fix=fix)
-    if source.weight and not totals.has_weight:
-        raise GemkitError(
-            "all weights of the train split are 0", where=f"{title}, column {source.weight}", allowed="some above 0"
-        )
-    for task in source.tasks:
-        if task.name not in totals.labelled:
-            raise GemkitError(
-                f"task {task.name!r} has no label in the train split", where=f"{title}, column {task.name}"
-            )
-
-
 def _statistics(
     source: Source, staged: Staged, splitter: Splitter, holders: dict[str, Holder], totals: Totals
 ) -> tuple[DenseFeature, ...]:
@@ -357,66 +337,6 @@ def _statistics(
     )
 
 
-def _refuse_outliers(
-    source: Source, dense: tuple[DenseFeature, ...], staged: Staged, holders: dict[str, Holder], totals: Totals
-) -> None:
-    for i, d in enumerate(dense):
-        if d.of != "examples":
-            holder = holders.get(d.of)
-            if holder is not None:
-                back = np.empty(len(holder.order), np.int64)
-                back[holder.order] = np.arange(len(back))
-                holder.columns.refuse_outliers(d, holder.dense[d.name][back])
-            continue
-        ends = np.array([totals.lowest.get(i, d.mean), totals.highest.get(i, d.mean)])
-        if np.isfinite(standardised(ends, d)).all():
-            continue
-        # Rare: read again, to name the rows in the order of the file.
-        columns = [names.ROW, f"{names.DENSE}{i}"]
-        table = pa.concat_tables(
-            [
-                staged.read(names.EXAMPLES, p, columns).filter(_far(staged, p, d, i))
-                for p in range(staged.num_partitions)
-            ]
-        ).sort_by(names.ROW)
-        raise Columns.far(source.examples_title, d, float(table.column(1)[0].as_py()), table[names.ROW].to_numpy())
-
-
-def _far(staged: Staged, partition: int, feature: DenseFeature, number: int) -> pa.Array:
-    values = staged.read(names.EXAMPLES, partition, [f"{names.DENSE}{number}"]).column(0).to_numpy()
-    return pa.array(~np.isfinite(standardised(values, feature)))
-
-
-def _refuse_twins(source: Source, staged: Staged, connection: duckdb.DuckDBPyConnection, base: Base | None) -> None:
-    """Raises if an example id is there twice."""
-    if not source.example_id:
-        return
-    kind = pa.schema({"id": pa.int64(), "row": pa.int64()})
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for partition in range(staged.num_partitions):
-            yield from staged.read(names.EXAMPLES, partition, [names.ID, names.ROW]).cast(kind).to_batches()
-        for segment in range(base.segment if base else 0):
-            for partition in range(staged.num_partitions):
-                assert base is not None
-                ids = base.open(segment, partition, storage.EXAMPLES)
-                assert ids is not None
-                old = pa.array(np.full(ids.num_rows, -1))  # rows of earlier segments have no number here
-                yield from pa.table([ids[storage.EXAMPLE_ID], old], schema=kind).to_batches()
-
-    connection.register("ids", pa.RecordBatchReader.from_batches(kind, batches()))
-    twins = connection.sql("SELECT id FROM ids GROUP BY id HAVING count(*) > 1 ORDER BY id").to_arrow_table()["id"]
-    connection.unregister("ids")
-    if len(twins):
-        found = pa.concat_tables(pa.Table.from_batches([b], kind) for b in batches())
-        rows = found.filter(pa.compute.is_in(found["id"], value_set=twins.combine_chunks()))["row"].to_numpy()
-        rows = np.sort(rows[rows >= 0])
-        raise GemkitError(
-            f"example id {twins[0].as_py()} appears twice",
-            where=f"{source.examples_title}, column {source.example_id}, {shown_rows(rows)}",
-        )
-
-
 def _counts(
     work: Path, number: int, declared: Schema, table: str, holders: dict[str, Holder], totals: Totals
 ) -> Iterator[pa.Table]:
@@ -432,13 +352,3 @@ def _names(counts: list[pa.Table], known: tuple[str, ...]) -> tuple[str, ...]:
     totals = pa.concat_tables(counts).group_by("value").aggregate([("count", "sum")])
     ordered = totals.sort_by([("count_sum", "descending"), ("value", "ascending")])["value"].to_pylist()
     return (*known, *(name for name in ordered if name not in known))
-
-
-def _refuse_other_widths(source: Source, vectors: tuple[VectorFeature, ...], base: Base) -> None:
-    for new, old in zip(vectors, base.schema.vectors, strict=True):
-        if new.width != old.width:
-            raise GemkitError(
-                f"the vectors of {new.name!r} have {new.width} numbers, those of the data set {old.width}",
-                where=f"{source.examples_title}, column {new.name}",
-                allowed=f"{old.width} numbers in each row",
-            )

@@ -95,7 +95,10 @@ def _csv(path: Path, text: Sequence[str], numbers: Sequence[str]) -> Iterator[pa
 
 def _parquet(path: Path, text: Sequence[str], numbers: Sequence[str]) -> Iterator[pa.RecordBatch]:
     names = [*text, *numbers]
-    with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+    # With pre_buffer, Arrow would keep every byte that it has read.
+    with pyarrow.parquet.ParquetFile(
+        path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20
+    ) as file:
         check_columns(path, file.schema_arrow.names, names)
         yield from file.iter_batches(batch_size=BATCH_ROWS, columns=names)
 

@@ -372,6 +372,19 @@ def test_without_events_or_times_nothing_can_be_late_that_is_not_older(tmp_path:
         compact(tmp_path / "d", silent)
 
 
+def test_compaction_refuses_to_change_what_examples_hold(tmp_path: Path) -> None:
+    day0 = [_example("u0", 0, "i0", split=s) for s in SPLITS]
+    build(source(*tables([{"user": "u0", "time": 0, "item": "x", "kind": "k"}], day0)), tmp_path / "d", silent)
+    older = USERS.set_column(1, "age", pa.array([21.0] * 6))
+    day1 = tables([{"user": "u0", "time": 10, "item": "x", "kind": "k"}], [_example("u0", 20, "i0")], 3)
+    append(source(*day1, users=older), tmp_path / "d", silent)
+    before = content(Dataset.open(tmp_path / "d"))
+    with pytest.raises(GemkitError, match="describe 'u0' differently: 'age' has changed"):
+        compact(tmp_path / "d", silent)
+    assert content(Dataset.open(tmp_path / "d")) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d"]
+
+
 def test_another_declaration_cannot_be_appended(tmp_path: Path) -> None:
     day0 = [_example("u0", 0, "x", split=s) for s in SPLITS]
     events = [{"user": "u1", "time": 0, "item": "x", "kind": "k"}]
