@@ -78,10 +78,16 @@ def in_processes(maker: Maker, finish: Callable[[Any], T], numbers: range, worke
     )
     batches: Any = iter(loader)
 
+    failed = False
+
     def finished(_: int) -> T:
+        nonlocal failed
+        if failed:  # PyTorch would wait for the batches of a dead worker for ever
+            raise RuntimeError("the loader has failed at an earlier batch")
         try:
             made = next(batches)
-        except RuntimeError as error:
+        except Exception as error:
+            failed = True
             if "exited unexpectedly" not in str(error):
                 raise
             raise GemkitError(

@@ -400,6 +400,29 @@ def test_errors_of_processes_reach_the_consumer(error: Any, kind: type[Exception
     assert not threads() and not multiprocessing.active_children()
 
 
+def test_nobody_asks_again_for_the_batches_of_a_dead_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's loader says once that a worker is dead; who asks again may wait for ever."""
+    asked = []
+
+    class Dead:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def __iter__(self) -> Dead:
+            return self
+
+        def __next__(self) -> int:
+            asked.append(time.sleep(0.01))
+            raise RuntimeError("DataLoader worker (pid 1) exited unexpectedly")
+
+        def _shutdown_workers(self) -> None: ...
+
+    monkeypatch.setattr(torch.utils.data, "DataLoader", Dead)
+    make = workers.in_processes(Failing(None), lambda number: number, range(30), 1, 20)
+    with pytest.raises(GemkitError, match="worker process of the loader was killed"):
+        list(make)
+    assert len(asked) == 1
+
+
 def test_worker_processes_outlive_ctrl_c(data: Dataset) -> None:
     batches = loader(data, workers=1, worker_kind="process", prefetch=1).epoch(0)
     got = [next(batches)]
