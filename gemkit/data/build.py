@@ -39,7 +39,10 @@ from gemkit.runs.files import writing_failed
 Progress = Callable[[str, int, int], None]
 
 PARTITION_BYTES = 128 << 20
-"""Of the source, in memory, for each partition that is built."""
+"""Of a source that is read piece by piece, for each partition that is built; one is in memory at a time."""
+
+WHOLE_BYTES = 512 << 20
+"""The same of a source that is in memory as a whole: there is less to gain, and one partition is the simplest."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Work:
         elif self.limits.num_partitions:
             self.num_partitions = self.limits.num_partitions
         else:
-            self.num_partitions = min(MAX_PARTITIONS, max(1, -(-_num_bytes(self.source) // PARTITION_BYTES)))
+            self.num_partitions = min(MAX_PARTITIONS, max(1, _num_partitions(self.source)))
 
     def run(self) -> None:
         """Stages, learns, and writes this machine's partitions."""
@@ -282,6 +285,8 @@ def _boundaries(learned: Learned) -> dict[str, int] | None:
     return None if found is None else {"valid_from_s": found[0], "test_from_s": found[1]}
 
 
-def _num_bytes(source: Source) -> int:
+def _num_partitions(source: Source) -> int:
     tables = [t for t in (source.examples, source.events) if t is not None]
-    return sum(t.num_bytes if isinstance(t, Stream) else t.nbytes for t in tables)
+    size = PARTITION_BYTES if any(isinstance(t, Stream) for t in tables) else WHOLE_BYTES
+    num_bytes = sum(t.num_bytes if isinstance(t, Stream) else int(t.nbytes) for t in tables)
+    return -(-num_bytes // size)
