@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -200,6 +201,18 @@ def test_built_folder_is_plain_arrow_and_complete(tmp_path):
     assert examples.num_rows == 1200 and "item_id" in examples.column_names
     assert [p.name for p in tmp_path.iterdir()] == ["d"], "no temporary folder stays"
     assert isinstance(data.columns["item_id"], np.ndarray) and not isinstance(data.columns["item_id"], np.memmap)
+
+
+def test_duckdb_reads_the_files_as_they_are(tmp_path):
+    data = make_dataset(tmp_path / "d")
+    place = tmp_path / "d" / storage.partition_folder(0, 0)
+    examples, events = (storage.open_table(place / name) for name in (storage.EXAMPLES, storage.EVENTS))
+    with duckdb.connect() as connection:
+        connection.register("examples", examples)
+        connection.register("events", events)
+        rate, most = connection.sql("SELECT avg(click), max(_history_end) FROM examples").fetchall()[0]
+        assert rate == pytest.approx(float((data.columns["click"] == 1).mean())) and most <= data.num_events
+        assert connection.sql("SELECT count(*) FROM events WHERE _timestamp > 0").fetchall() == [(data.num_events,)]
 
 
 def test_equal_inputs_build_equal_folders(tmp_path):
