@@ -34,7 +34,7 @@ from gemkit.data.staged import Staged
 from gemkit.data.vocabulary import Vocabulary
 from gemkit.data.write_shard import ShardWriter
 from gemkit.errors import GemkitError
-from gemkit.runs.files import writing_failed
+from gemkit.runs.files import replacing, writing_failed
 
 Progress = Callable[[str, int, int], None]
 
@@ -185,14 +185,21 @@ class Work:
             "only": self.only,
             "late": asdict(self.after) if self.after else None,
         }
-        # Through JSON, in which a tuple is a list.
-        if not _same(self.path / "key.json", key) or not (self.options or self.source.files):
+        file = self.path / "key.json"
+        # Nothing is in the folder before its key, which appears whole: another machine may be making it right now.
+        if (file.is_file() and not _same(file, key)) or not (self.options or self.source.files):
             shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        storage.write_json(key, self.path / "key.json")
+        with replacing(file) as temporary:
+            storage.write_json(key, temporary)
+
+    @property
+    def staged_folder(self) -> Path:
+        """Where this machine keeps the source's checked rows."""
+        return self.path / f"staged-{self.share.index}-of-{self.share.count}"
 
     def _staged(self) -> Staged:
-        folder = self.path / f"staged-{self.share.index}-of-{self.share.count}"
+        folder = self.staged_folder
         staged, done = Staged(folder, self.num_partitions), folder / "done.json"
         if done.is_file():
             for name, value in storage.read_json(done).items():
@@ -268,7 +275,8 @@ class _CleanUp:
         # A refused source is refused again, and a share waits for the others.
         done = kind is None and (self._work.share.count == 1 and not self._work.out.exists())
         if done or (kind is not None and (not self._keep or issubclass(kind, GemkitError))):
-            shutil.rmtree(self._work.path, ignore_errors=True)
+            # What other machines have built stays.
+            shutil.rmtree(self._work.path if self._work.share.count == 1 else self._work.staged_folder, True)
         if isinstance(error, OSError):
             raise writing_failed(self._work.folder, error.errno or 5) from error
 

@@ -427,6 +427,22 @@ def test_a_merge_says_what_is_missing(tmp_path: Path) -> None:
         Work(tmp_path / "d", made, {"a": 1}, Limits(), Share(), silent).finish()
 
 
+def test_a_refused_part_leaves_the_others(tmp_path: Path) -> None:
+    day0 = [_example("u0", 0, "i0", split=s) for s in SPLITS]
+    events, examples = tables([{"user": "u1", "time": 0, "item": "x", "kind": "k"}], day0)
+    made, limits = source(events, examples), Limits(num_partitions=4)
+    build(made, tmp_path / "d", silent, {"a": 1}, limits, Share(1, 2))
+    kept = {name for name in files(tmp_path / "d.building") if "partition" in name}
+    assert len(kept) == 2
+    broken = source(events, examples.set_column(5, "click", pa.array([7, 7, 7], pa.int8())))
+    with pytest.raises(GemkitError, match="label 'click' has the value 7"):
+        build(broken, tmp_path / "d", silent, {"a": 1}, limits, Share(0, 2))
+    assert {name for name in files(tmp_path / "d.building") if "partition" in name} == kept
+    build(made, tmp_path / "d", silent, {"a": 1}, limits, Share(0, 2))
+    Work(tmp_path / "d", made, {"a": 1}, Limits(), Share(), silent).finish()
+    assert check(tmp_path / "d", silent).violations == []
+
+
 class Cut(BaseException):
     """What ends a process."""
 
