@@ -53,14 +53,19 @@ def read_table(
         table = table.select(list(kinds))
         table.validate(full=True)  # lengths and offsets come from the file
     except UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise GemkitError(
-            f"cannot read {path.name}: {reason}",
-            where=str(path),
-            allowed=FORMATS,
-            fix="the file is cut, damaged or of another format: write it again",
-        ) from error
+        raise unreadable(path, error) from error
     return table
+
+
+def unreadable(path: Path, error: BaseException) -> GemkitError:
+    """The error for a file that a reader raised one of `UNREADABLE` about."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return GemkitError(
+        f"cannot read {path.name}: {reason}",
+        where=str(path),
+        allowed=FORMATS,
+        fix="the file is cut, damaged or of another format: write it again",
+    )
 
 
 def kind_of(path: Path) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from gemkit.data.csvfile import header, stream_csv
-from gemkit.data.files import FORMATS, UNREADABLE, check_columns, kind_of, read_table
+from gemkit.data.files import FORMATS, UNREADABLE, check_columns, kind_of, read_table, unreadable
 from gemkit.data.source import Stream
 from gemkit.data.stage import told
 from gemkit.errors import GemkitError
@@ -86,12 +86,7 @@ def _pieces(path: Path, names: list[str]) -> Iterator[pa.Table]:
         else:
             raise GemkitError(f"{path.name} has an unknown format", where=str(path), allowed=FORMATS)
     except UNREADABLE as error:
-        raise GemkitError(
-            f"cannot read {path.name}: {str(error).strip().partition(chr(10))[0] or type(error).__name__}",
-            where=str(path),
-            allowed=FORMATS,
-            fix="the file is cut, damaged or of another format: write it again",
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _delimiter(path: Path) -> str:

@@ -13,6 +13,7 @@ import pyarrow.parquet
 from gemkit.data.csvfile import header
 from gemkit.data.files import UNREADABLE, check_columns, read_table
 from gemkit.data.stage import told
+from gemkit.data.streamfile import STREAMED
 from gemkit.errors import GemkitError
 from gemkit_datasets.local_files import LocalFile
 
@@ -95,10 +96,7 @@ def _csv(path: Path, text: Sequence[str], numbers: Sequence[str]) -> Iterator[pa
 
 def _parquet(path: Path, text: Sequence[str], numbers: Sequence[str]) -> Iterator[pa.RecordBatch]:
     names = [*text, *numbers]
-    # With pre_buffer, Arrow would keep every byte that it has read.
-    with pyarrow.parquet.ParquetFile(
-        path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20
-    ) as file:
+    with pyarrow.parquet.ParquetFile(path, **STREAMED) as file:
         check_columns(path, file.schema_arrow.names, names)
         yield from file.iter_batches(batch_size=BATCH_ROWS, columns=names)
 
