@@ -1,4 +1,4 @@
-"""What a run needs besides the named blocks, and the plain alternatives to them."""
+"""What a run needs besides the named blocks, and the published alternatives to them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from gemkit.hookspecs import hookimpl
 
 @hookimpl
 def gemkit_components() -> list[type]:
-    from gemkit_baselines.domain import SurfaceEmbedding
-    from gemkit_baselines.head import MultiTaskHead
-    from gemkit_baselines.mean_pooling import MeanPooling
+    from gemkit_baselines import domain, heads, interaction, sequence
     from gemkit_baselines.tokenizer import PlainTokenizer
 
-    return [PlainTokenizer, MeanPooling, SurfaceEmbedding, MultiTaskHead]
+    return [
+        PlainTokenizer,
+        *interaction.components(),
+        *sequence.components(),
+        *domain.components(),
+        *heads.components(),
+    ]
