@@ -1,0 +1,1 @@
+"""Many runs that answer one question: ablations of components, ladders of sizes."""
