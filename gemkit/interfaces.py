@@ -92,6 +92,7 @@ class BuildContext:
         schema: The data set's schema.
         num_tokens_in: N that reaches the component.
         num_tokens_out: N that is wanted of an interaction module.
+        num_cls: S, CLS tokens that reach a cross layer.
         layer: Index of the block, from 0.
         roles: Role (user, item, context) of each token that the *tokenizer* makes.
         readout_dim: R, for heads.
@@ -104,6 +105,7 @@ class BuildContext:
     build: Callable[..., Any]
     num_tokens_in: int = 0
     num_tokens_out: int = 0
+    num_cls: int = 0
     layer: int = 0
     roles: tuple[str, ...] = ()
     readout_dim: int = 0
@@ -156,14 +158,19 @@ class SequenceEncoder(nn.Module, ABC):
     """False if the output depends on `query`: then every example needs its own copy of its history."""
 
     shortens: bool = False
-    """True if fewer vectors come out than events went in."""
+    """True if fewer vectors come out than events went in; then `lengths_out` says how many."""
 
     def plan(self, lengths: np.ndarray) -> Any:
         """Host work once per batch, shared by all layers: index tensors made from the histories' lengths (U,).
 
-        The result is a pytree of CPU tensors and ints; it travels with the batch as `Layout.plan`.
+        The result is a pytree of CPU tensors and ints; it travels with the batch, and reaches `forward` as
+        `events.layout.plan`.
         """
         return None
+
+    def lengths_out(self, lengths: np.ndarray) -> np.ndarray:
+        """Lengths (U,) of the histories that come out, on the host; for encoders that shorten."""
+        return lengths
 
     @abstractmethod
     def forward(self, events: Events, query: Tensor) -> Events:

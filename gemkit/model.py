@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -90,46 +90,49 @@ class GEM(nn.Module):
 
     def __init__(self, run: RunConfig, schema: Schema, registry: Registry) -> None:
         super().__init__()
-        size, dim = run.size, run.size.dim
-        if run.sequence is None:
+        dim = run.size.dim
+        if not run.reads_events:
             schema = dataclasses.replace(schema, event_fields=())
         context = BuildContext(dim=dim, schema=schema, build=registry.build)
         make = registry.build
         self.tokenizer = make("tokenizer", run.tokenizer, context)
         roles = self.tokenizer.roles
-        context = dataclasses.replace(context, roles=roles, num_tokens_in=len(roles), num_tokens_out=size.num_tokens)
+        context = dataclasses.replace(context, roles=roles, num_tokens_in=len(roles))
         self.domain = None if run.domain is None else make("domain", run.domain, context)
         self.query_tokens = context.tokens_of("item") or list(range(len(roles)))
 
-        self.reads_events = run.sequence is not None
+        self.reads_events = run.reads_events
         if self.reads_events and not schema.has_events:
+            name = next(block.sequence.name for block in run.blocks if block.sequence is not None)
             raise GemkitError(
-                f"sequence={run.sequence.name} needs histories, and the data set '{schema.name}' has none",
+                f"sequence={name} needs histories, and the data set '{schema.name}' has none",
                 where="sequence",
                 fix="sequence=none",
             )
-        blocks, has_events, num_cls = [], self.reads_events, 0
+        blocks, has_events = [], self.reads_events
         self._shares_histories = True
-        encoder: SequenceEncoder | None = None
-        for layer in range(size.num_blocks):
-            context = dataclasses.replace(context, layer=layer)
+        for layer, part in enumerate(run.blocks):
+            context = dataclasses.replace(context, layer=layer, num_tokens_out=part.num_tokens)
             cross = interaction = sequence = None
-            if run.cross is not None and has_events:
-                cross = make("cross", run.cross, context)
-                context = dataclasses.replace(context, num_tokens_in=context.num_tokens_in + cross.num_tokens_added)
+            if part.cross is not None and has_events:
+                cross = make("cross", part.cross, context)
+                context = dataclasses.replace(
+                    context,
+                    num_tokens_in=context.num_tokens_in + cross.num_tokens_added,
+                    num_cls=context.num_cls + cross.num_cls_added,
+                )
                 has_events = cross.passes_events
-                num_cls += cross.num_cls_added
                 self._shares_histories &= cross.shares_histories
-            if run.interaction is not None:
-                interaction = make("interaction", run.interaction, context)
+            if part.interaction is not None:
+                interaction = make("interaction", part.interaction, context)
                 context = dataclasses.replace(context, num_tokens_in=interaction.num_tokens_out)
-            if has_events:
-                sequence = encoder = make("sequence", run.sequence, context)
+            if part.sequence is not None and has_events:
+                sequence = make("sequence", part.sequence, context)
                 self._shares_histories &= sequence.shares_histories
             blocks.append(Block(cross, interaction, sequence))
         self.blocks = nn.ModuleList(blocks)
-        self._encoder = (encoder,)  # for its plan, which all layers share; in a tuple, so that it is no submodule twice
-        self.readout = Readout(context.num_tokens_in, num_cls, dim, has_events)
+        self._planners, self._plan_of = _planners(blocks, [part.sequence for part in run.blocks])
+        self.readout = Readout(context.num_tokens_in, context.num_cls, dim, has_events)
         self.head = make("head", run.head, dataclasses.replace(context, readout_dim=self.readout.width))
         self.checkpoint_activations = run.train.checkpoint_activations
 
@@ -147,7 +150,10 @@ class GEM(nn.Module):
             x = self.domain(x, batch.surface)
         earlier: list[Tensor] = []
         tapped: dict[str, Tensor] = {}
+        plans: Any = None if batch.history is None else batch.history.layout.plan
         for i, block in enumerate(self.blocks):
+            if events is not None and self._plan_of[i] is not None:
+                events = events._replace(layout=events.layout._replace(plan=plans[self._plan_of[i]]))
             if self.checkpoint_activations and self.training:
                 x, events = checkpoint(block, x, events, query, list(earlier), use_reentrant=False)
             else:
@@ -179,6 +185,38 @@ class GEM(nn.Module):
         return self._shares_histories
 
     def layout(self, lengths: np.ndarray) -> Layout:
-        """The host work for the histories of one batch, from their lengths (U,)."""
-        plan = self._encoder[0].plan(lengths) if self._encoder[0] else None
-        return plain_layout(lengths)._replace(plan=plan)
+        """The host work for the histories of one batch, from their lengths (U,).
+
+        Its plan is a tuple: one for all blocks that can share it, each of which receives its own.
+        """
+        plans = []
+        for shortened_by, encoder in self._planners:
+            seen = lengths
+            for shorter in shortened_by:
+                seen = shorter.lengths_out(seen)
+            plans.append(encoder.plan(seen))
+        return plain_layout(lengths)._replace(plan=tuple(plans))
+
+
+Planner = tuple[tuple[SequenceEncoder, ...], SequenceEncoder]
+"""The encoders that shorten histories before it, and the encoder that plans."""
+
+
+def _planners(blocks: list[Block], configs: list[Any]) -> tuple[list[Planner], list[int | None]]:
+    """Who plans, and which plan each block uses: those with the same encoder for the same lengths share one."""
+    planners: list[Planner] = []
+    keys: list[Any] = []
+    plan_of: list[int | None] = []
+    shortened_by: tuple[SequenceEncoder, ...] = ()
+    for block, config in zip(blocks, configs, strict=True):
+        if block.sequence is None:
+            plan_of.append(None)
+            continue
+        key = (config, len(shortened_by))
+        if key not in keys:
+            keys.append(key)
+            planners.append((shortened_by, block.sequence))
+        plan_of.append(keys.index(key))
+        if block.sequence.shortens:
+            shortened_by += (block.sequence,)
+    return planners, plan_of

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gemkit.component import KINDS, NONE
 from gemkit.config.fields import Config, check_text, clipped, from_mapping, shown, to_mapping, wrong_type
 from gemkit.config.files import read_yaml
+from gemkit.config.layers import LAYERED, build_layers
 from gemkit.config.run import LoaderConfig, OptimizerConfig, RunConfig, SizeConfig, TrainConfig
 from gemkit.errors import GemkitError, did_you_mean
 
@@ -52,6 +53,7 @@ def build_run(values: Mapping[str, Any], registry: Registry) -> RunConfig:
         sections[name] = from_mapping(config, section, name)
     for kind in KINDS:
         sections[kind] = registry.config(kind, values[kind])
+    sections["layers"] = build_layers(values.get("layers") or (), sections, registry)
     run = RunConfig(**sections)
     check_run(run, registry)
     return run
@@ -91,12 +93,32 @@ def check_run(run: RunConfig, registry: Registry) -> None:
         )
     for kind in KINDS:
         config = registry.config(kind, getattr(run, kind))  # of this registry, and of the right kind
-        if isinstance(config, Config):
+        if isinstance(config, Config) and kind not in LAYERED:
             config.check_run(run)
-    if run.cross is not None and run.sequence is None:
+    for i in range(run.size.num_blocks):
+        _check_block(run, i)
+    if run.cross is not None and not run.reads_events:
         layer = registry.get("cross", run.cross.name).cls
         if getattr(layer, "requires_events", False):
             raise cross_without_events(f"cross={run.cross.name}")
+
+
+def _check_block(run: RunConfig, index: int) -> None:
+    """A block's components, asked as if all blocks were like it."""
+    block = run.blocks[index]
+    size = dataclasses.replace(run.size, num_tokens=block.num_tokens)
+    alike = dataclasses.replace(run, layers=(), size=size, **{kind: getattr(block, kind) for kind in LAYERED})
+    for kind in LAYERED:
+        config = getattr(block, kind)
+        if not isinstance(config, Config):
+            continue
+        try:
+            config.check_run(alike)
+        except GemkitError as error:
+            if not run.layers:
+                raise
+            where = f"layers[{index % len(run.layers)}], {error.where or kind}"
+            raise GemkitError(error.what, where=where, allowed=error.allowed, fix=error.fix) from error
 
 
 def cross_without_events(word: str) -> GemkitError:

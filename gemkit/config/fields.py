@@ -16,7 +16,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gemkit.errors import GemkitError, did_you_mean
 
@@ -68,6 +68,9 @@ class Config:
     Raises:
         GemkitError: A value is of the wrong type or outside its bounds; the field is named.
     """
+
+    width: ClassVar[str | None] = None
+    """Name of the field whose value (a whole number, or hidden widths) scales the cost; None: no field does."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))

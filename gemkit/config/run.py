@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from gemkit.component import KINDS
 from gemkit.config.fields import Config, option, shown, to_mapping
+from gemkit.config.layers import LAYERED, Layer, LayerConfig, layer_of
 from gemkit.errors import GemkitError
 
 
@@ -42,6 +44,7 @@ class TrainConfig(Config):
     num_threads: int | None = option(None, "CPU threads of PyTorch; null: PyTorch's choice.", ge=1, le=1024)
     log_every: int = option(50, "Steps between rows in metrics.jsonl.", ge=1)
     tensorboard: bool = option(False, "Also write TensorBoard event files into the run folder.")
+    save_predictions: bool = option(False, "Also write predictions.safetensors, those for the test split.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,6 +166,24 @@ class RunConfig:
     head: Any
     transfer: Any
     parallel: Any
+    layers: tuple[LayerConfig, ...] = ()
+    """What is different about single blocks; `blocks` says what follows from it."""
+
+    @property
+    def blocks(self) -> list[Layer]:
+        """What each block is made of, `layers` applied."""
+        return [layer_of(self, i) for i in range(self.size.num_blocks)]
+
+    def components(self) -> list[tuple[str, Any]]:
+        """Kind and config of everything that the run is made of, each once."""
+        found = [(kind, getattr(self, kind)) for kind in KINDS if kind not in LAYERED]
+        found += [(kind, getattr(block, kind)) for kind in LAYERED for block in self.blocks]
+        return [pair for i, pair in enumerate(found) if pair[1] is not None and pair not in found[:i]]
+
+    @property
+    def reads_events(self) -> bool:
+        """Whether any block encodes histories; without one, none are read."""
+        return any(block.sequence is not None for block in self.blocks)
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:

@@ -16,7 +16,8 @@ class Layout(NamedTuple):
         max_length: Events in the longest history of the batch (0 if all are empty).
         chunks: The histories in chunks of `gemkit.nn.jagged.CHUNK` slots, for one matrix per history
             (`jagged_matmul`).
-        plan: What the run's sequence encoder made of the lengths in `SequenceEncoder.plan`, or None.
+        plan: What `SequenceEncoder.plan` made of the lengths: inside a block, its own encoder's; in a batch, all of
+            them, as `GEM.layout` orders them; or None.
     """
 
     max_length: int

@@ -114,6 +114,8 @@ def context(layer: int = 0, **changes: Any) -> BuildContext:
 
 def build(spec: ComponentSpec, config: Any, layer: int = 0, seed: int = SEED, **changes: Any) -> Any:
     """A component with first weights made from `seed`, in evaluation mode."""
+    if spec.kind == "cross" and layer:
+        changes = {"num_cls": num_cls(spec, config, layer)} | changes
     module = spec.cls(config, context(layer, **changes))
     init_parameters(module, seed)
     return module.eval()

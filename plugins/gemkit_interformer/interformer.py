@@ -32,7 +32,7 @@ class InterFormerConfig(Config):
         choices=FLOWS,
     )
     num_cls: int = option(
-        4, "n_sum, tokens that summarise x; put beside the events once, as CLS, by layer 0.", ge=1, le=1024
+        4, "n_sum, tokens that summarise x; put beside the events once, as CLS, by the first layer that informs events.", ge=1, le=1024
     )
     num_pma: int = option(2, "Learned queries that pool the events.", ge=1, le=1024)
     num_recent: int = option(2, "Newest events that the tokens see as they are.", ge=0, le=1024)
@@ -66,7 +66,8 @@ class InterFormer(CrossFeatureLayer):
     """Tokens receive selected events; events are personalised by a summary of the tokens.
 
     `X_sum = Gating(MLP(X))` over the token axis; `S_sum = Gating([S_CLS || S_PMA || S_recent])` joins the
-    tokens; `PFFN(X_sum, S) = f(X_sum) S` changes the events. X_sum of layer 0 is prepended to S once, as CLS.
+    tokens; `PFFN(X_sum, S) = f(X_sum) S` changes the events. X_sum of the first layer that informs the events is
+    prepended to S once, as CLS.
 
     Paper: InterFormer (arXiv 2411.09852), section 4, the Cross Arch; GDPA after Kunlun (arXiv 2602.10016).
     Differs: PFFN has a residual and a LayerNorm, which stacking needs and the equations omit; by default
@@ -80,12 +81,11 @@ class InterFormer(CrossFeatureLayer):
         self.config = config
         to_tokens = config.flow in ("s2n", "int")
         to_events = config.flow in ("n2s", "int")
-        self.first = context.layer == 0
         self.passes_events = config.flow != "sole"
         self.shares_histories = not to_events or config.personalise_from == "user"
+        self.first = context.num_cls == 0
         self.num_cls_added = config.num_cls if to_events and self.first else 0
-        num_cls = config.num_cls if to_events else 0
-        num_summary = num_cls + config.num_pma + config.num_recent
+        num_summary = context.num_cls + self.num_cls_added + config.num_pma + config.num_recent
         self.num_tokens_added = 1 if config.flow == "sole" else num_summary if to_tokens else 0
 
         if to_events:

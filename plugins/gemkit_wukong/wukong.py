@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,16 @@ from gemkit.interfaces import BuildContext, InteractionModule
 from gemkit.nn.layers import mlp
 
 
+PARTS = ("fm", "linear", "residual")
+"""What a layer adds up."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WukongConfig(Config):
     """Options of one Wukong layer."""
 
     name: str = "wukong"
+    width: ClassVar[str | None] = "hidden"
     num_fm_tokens: int | None = option(
         None, "n_F, tokens out of the FM block; null: half of size.num_tokens, rounded up.", ge=1, le=4096
     )
@@ -38,16 +44,27 @@ class WukongConfig(Config):
     residual_bias: bool = option(False, "A bias in the residual's token compression.")
     cross_layer_attention: bool = option(False, "Tokens also attend to the tokens of all earlier layers.")
     dropout: float = option(0.0, "After each hidden layer of the FM block's MLP.", ge=0, lt=1)
+    without: tuple[str, ...] = option(
+        (),
+        "Parts that are left out, as in the paper's ablation: the FM block, the linear compression, the residual.",
+        choices=PARTS,
+    )
+
+    def check(self) -> None:
+        if {"fm", "linear"} <= set(self.without):
+            raise GemkitError("a layer without fm and linear has no output", where="without", allowed="one of the two")
 
     def check_run(self, run: RunConfig) -> None:
         self.fm_tokens(run.size.num_tokens)
 
     def fm_tokens(self, num_tokens: int) -> int:
-        """n_F of a layer that `num_tokens` tokens leave.
+        """n_F of a layer that `num_tokens` tokens leave; the part that stays alone makes all of them.
 
         Raises:
             GemkitError: It leaves no token for the linear compression.
         """
+        if {"fm", "linear"} & set(self.without):
+            return num_tokens if "linear" in self.without else 0
         num_fm = self.num_fm_tokens or (num_tokens + 1) // 2
         if num_fm < num_tokens:
             return num_fm
@@ -154,7 +171,8 @@ class Wukong(InteractionModule):
     number of tokens changes.
 
     Paper: Wukong (arXiv 2403.02545), equation 1 and sections 3.4 to 3.6.
-    Differs: cross-layer attention is an option, off by default.
+    Differs: cross-layer attention is an option, off by default; `without` leaves parts out, as section 5 of the paper
+        does, and the part that stays makes all tokens.
     """
 
     def __init__(self, config: WukongConfig, context: BuildContext) -> None:
@@ -162,17 +180,20 @@ class Wukong(InteractionModule):
         self.num_tokens_out = context.num_tokens_out
         num_fm = config.fm_tokens(self.num_tokens_out)
         n, d = context.num_tokens_in, context.dim
-        self.fm = FactorizationMachineBlock(config, n, d, num_fm)
-        self.linear = LinearCompressBlock(n, self.num_tokens_out - num_fm)
-        self.residual = (
-            nn.Identity() if n == self.num_tokens_out else TokenLinear(n, self.num_tokens_out, config.residual_bias)
-        )
+        self.fm = FactorizationMachineBlock(config, n, d, num_fm) if num_fm else None
+        self.linear = LinearCompressBlock(n, self.num_tokens_out - num_fm) if num_fm < self.num_tokens_out else None
+        self.residual: nn.Module | None = nn.Identity()
+        if "residual" in config.without:
+            self.residual = None
+        elif n != self.num_tokens_out:
+            self.residual = TokenLinear(n, self.num_tokens_out, config.residual_bias)
         self.norm = nn.LayerNorm(d)
         self.attention = CrossLayerAttention(d) if config.cross_layer_attention and context.layer > 0 else None
 
     def forward(self, x: Tensor, earlier: Sequence[Tensor]) -> Tensor:
         """Shape: x (B, N, D) -> (B, num_tokens_out, D)."""
-        out: Tensor = self.norm(torch.cat([self.fm(x), self.linear(x)], dim=1) + self.residual(x))
+        tokens = torch.cat([part(x) for part in (self.fm, self.linear) if part is not None], dim=1)
+        out: Tensor = self.norm(tokens if self.residual is None else tokens + self.residual(x))
         if self.attention is not None and earlier:
             out = self.attention(out, earlier)
         return out

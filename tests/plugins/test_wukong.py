@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -78,9 +79,11 @@ def fm_block(module: Any, x: np.ndarray, activation: str) -> np.ndarray:
 
 def reference(module: Any, x: np.ndarray, earlier: list[np.ndarray], activation: str = "none") -> np.ndarray:
     """`LN(concat(FMB(X), LCB(X)) + X)`, then cross-layer attention."""
-    tokens = np.concatenate([fm_block(module.fm, x, activation), compress(array(module.linear.weight), x)])
-    skip = x
-    if not isinstance(module.residual, nn.Identity):
+    parts = [] if module.fm is None else [fm_block(module.fm, x, activation)]
+    parts += [] if module.linear is None else [compress(array(module.linear.weight), x)]
+    tokens = np.concatenate(parts)
+    skip = np.zeros_like(tokens) if module.residual is None else x
+    if module.residual is not None and not isinstance(module.residual, nn.Identity):
         skip = compress(array(module.residual.weight), x)
         if module.residual.bias is not None:
             skip = skip + array(module.residual.bias)
@@ -105,6 +108,9 @@ def reference(module: Any, x: np.ndarray, earlier: list[np.ndarray], activation:
         {"fmb_activation": "relu", "hidden": (8, 5)},
         {"residual_bias": True, "num_fm_tokens": 1},
         {"cross_layer_attention": True},
+        {"without": ("fm",)},
+        {"without": ("linear",)},
+        {"without": ("linear", "residual")},
     ],
     ids=str,
 )
@@ -125,6 +131,38 @@ def test_as_many_tokens_in_as_out_need_no_compression_of_the_residual() -> None:
     assert isinstance(module.residual, nn.Identity)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_layer_i_is_a_polynomial_of_degree_2_to_the_i(depth: int) -> None:
+    """Linear MLPs, no norms, whole numbers: along a line through 0, differences of order 2^i + 1 vanish exactly.
+
+    Paper: Wukong (arXiv 2403.02545), section 3.4: layer i captures interactions of order 1 to 2^i.
+    """
+    digits = torch.Generator().manual_seed(2)  # of some seeds the highest terms cancel
+    tokens, x = 2, torch.randint(-1, 2, (1, 3, 2), generator=digits).double()
+    spec, layers = load_registry().get("interaction", "wukong"), []
+    for index in range(depth):
+        place = bench.context(index, dim=2, num_tokens_in=tokens if index else 3, num_tokens_out=tokens)
+        module = spec.cls(spec.config(hidden=(), rank=2), place).double()
+        module.norm = module.fm.norm = nn.Identity()
+        for parameter in module.parameters():
+            parameter.data = torch.randint(-1, 2, parameter.shape, generator=digits).double()
+        layers.append(module)
+
+    def output(t: int) -> np.ndarray:
+        y = t * x
+        for module in layers:
+            y = module(y, [])
+        assert y.abs().max() < 2**53, "not exact any more"
+        return np.vectorize(int, otypes=[object])(array(y))
+
+    half = 2 ** (depth - 1)
+    values = [output(t) for t in range(-half, half + 3)]
+    for _ in range(2**depth):
+        values = [b - a for a, b in itertools.pairwise(values)]
+    assert values[0].any(), f"the degree is below {2**depth}"
+    assert all((a == b).all() for a, b in itertools.pairwise(values)), f"the degree is above {2**depth}"
+
+
 def test_one_more_layer_doubles_the_order_of_interaction() -> None:
     """Scaling x by s scales products x_i . x_j by s^2: the FM part is a quadratic form before its norm."""
     fm: Any = layer().fm  # type: ignore[union-attr]
@@ -134,6 +172,11 @@ def test_one_more_layer_doubles_the_order_of_interaction() -> None:
     fm(x)
     fm(3 * x)
     torch.testing.assert_close(seen[1], 9 * seen[0])
+
+
+def test_a_layer_needs_one_of_its_parts() -> None:
+    with pytest.raises(GemkitError, match="has no output"):
+        layer(without=("fm", "linear"))
 
 
 def test_too_many_fm_tokens_are_refused() -> None:
