@@ -124,6 +124,19 @@ class Tokenizer(nn.Module, ABC):
     roles: tuple[str, ...]
     """Role of each token; N = len(roles)."""
 
+    def arrange(self, lengths: np.ndarray, stream: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Host work once per batch, for a tokenizer that makes fewer vectors than there are events.
+
+        Args:
+            lengths: (U,), events of each history.
+            stream: (T,), the stream of each event.
+
+        Returns:
+            Lengths (U,) of the histories that `forward` hands on, and a pytree of CPU tensors that reaches it as
+            `batch.history.layout.arrangement`.
+        """
+        return lengths, None
+
     @abstractmethod
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor]) -> Tokens:
         """
@@ -131,7 +144,7 @@ class Tokenizer(nn.Module, ABC):
             embedded: Feature key -> (n, D) vectors of `batch.ids[key]`, unpooled. Event fields are there
                 exactly if `batch.history` is.
 
-        Shape: x (B, N, D); events.values (T, D), cls (U, 0, D), owner (U, N_user, D).
+        Shape: x (B, N, D); events.values (T, D), or as `arrange` said; cls (U, 0, D), owner (U, N_user, D).
         """
 
 

@@ -184,18 +184,19 @@ class GEM(nn.Module):
         """Whether examples of one user at one time may share the encoding of their history."""
         return self._shares_histories
 
-    def layout(self, lengths: np.ndarray) -> Layout:
-        """The host work for the histories of one batch, from their lengths (U,).
+    def layout(self, lengths: np.ndarray, stream: np.ndarray) -> Layout:
+        """The host work for the histories of one batch, from their lengths (U,) and the streams (T,) of their events.
 
         Its plan is a tuple: one for all blocks that can share it, each of which receives its own.
         """
+        lengths, arrangement = self.tokenizer.arrange(lengths, stream)
         plans = []
         for shortened_by, encoder in self._planners:
             seen = lengths
             for shorter in shortened_by:
                 seen = shorter.lengths_out(seen)
             plans.append(encoder.plan(seen))
-        return plain_layout(lengths)._replace(plan=tuple(plans))
+        return plain_layout(lengths)._replace(plan=tuple(plans), arrangement=arrangement)
 
 
 Planner = tuple[tuple[SequenceEncoder, ...], SequenceEncoder]

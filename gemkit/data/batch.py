@@ -18,11 +18,13 @@ class Layout(NamedTuple):
             (`jagged_matmul`).
         plan: What `SequenceEncoder.plan` made of the lengths: inside a block, its own encoder's; in a batch, all of
             them, as `GEM.layout` orders them; or None.
+        arrangement: What `Tokenizer.arrange` made, or None.
     """
 
     max_length: int
     chunks: ChunkPlan
     plan: Any = None
+    arrangement: Any = None
 
 
 class History(NamedTuple):

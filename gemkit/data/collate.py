@@ -19,11 +19,12 @@ from gemkit.data.shards import Part
 from gemkit.errors import GemkitError, did_you_mean
 from gemkit.nn.jagged import CHUNK, chunk_plan
 
-MakeLayout = Callable[[np.ndarray], Layout]
+MakeLayout = Callable[[np.ndarray, np.ndarray], Layout]
+"""From the lengths (U,) of histories and the streams (T,) of their events."""
 
 
-def plain_layout(lengths: np.ndarray) -> Layout:
-    """The layout of histories of these lengths (U,) when no sequence encoder plans ahead."""
+def plain_layout(lengths: np.ndarray, stream: np.ndarray | None = None) -> Layout:
+    """The layout of histories of these lengths (U,) when neither tokenizer nor encoder plans ahead."""
     return Layout(int(lengths.max(initial=0)), chunk_plan(lengths, CHUNK))
 
 
@@ -38,7 +39,7 @@ class Reading:
         streams: Windows of single streams, in place of `max_history` for all together.
         streams_apart: Hold each history stream by stream: in the order of `streams`, or with `max_history` events of
             each stream of the schema.
-        layout: Host work for the histories, from their lengths (U,); a model's `layout`.
+        layout: Host work for the histories; a model's `layout`.
     """
 
     max_history: int = 100
@@ -120,13 +121,14 @@ def _histories(dataset: Dataset, rows: np.ndarray, reading: Reading) -> tuple[Hi
         if reading.streams_apart:
             stream_offsets = torch.from_numpy(offsets_of(of_streams.ravel()))
     now = np.repeat(dataset.take(storage.TIMESTAMP, dataset.located(owners), len(owners)), lengths)
+    stream = gather(dataset, storage.STREAM, windows, np.int64)
     history = History(
         offsets=torch.from_numpy(offsets_of(lengths)),
         ages=torch.from_numpy((now - gather(dataset, storage.TIMESTAMP, windows)).astype(np.float32)),
-        stream=torch.from_numpy(gather(dataset, storage.STREAM, windows, np.int64)),
+        stream=torch.from_numpy(stream),
         history_index=torch.from_numpy(index),
         first_example=torch.from_numpy(first),
-        layout=reading.layout(lengths),
+        layout=reading.layout(lengths, stream),
         stream_offsets=stream_offsets,
     )
     return history, {f.key: gather(dataset, f.name, windows, np.int64) for f in dataset.schema.event_fields}

@@ -143,8 +143,9 @@ class Loader:
     def _finish(self, batch: Batch) -> Batch:
         """What a worker process leaves to do."""
         if batch.history is not None:
-            layout = self.reading.layout(batch.history.offsets.diff().numpy())
-            batch = batch._replace(history=batch.history._replace(layout=layout))
+            history = batch.history
+            layout = self.reading.layout(history.offsets.diff().numpy(), history.stream.numpy())
+            batch = batch._replace(history=history._replace(layout=layout))
         return pinned(batch) if self.pin_memory else batch
 
 
@@ -217,5 +218,5 @@ def times_of(dataset: Dataset) -> Times:
     return times
 
 
-def _later(_: np.ndarray) -> Layout:
+def _later(*_: np.ndarray) -> Layout:
     return cast(Layout, None)

@@ -23,7 +23,7 @@ from gemkit.data.arrays import ranges
 from gemkit.data.batch import Batch, Layout
 from gemkit.data.collate import MakeLayout, Reading, collate, plain_layout
 from gemkit.data.dataset import Dataset
-from gemkit.interfaces import BuildContext, Events
+from gemkit.interfaces import BuildContext, Events, Tokenizer
 from gemkit.nn.init import init_parameters, named_seed
 from gemkit.registry import load_registry
 from gemkit.testing.data import make_dataset
@@ -133,9 +133,13 @@ def make_inputs(module: nn.Module, rows: tuple[int, ...], layer: int = 0, num_cl
     data = dataset()
     index = np.array(rows)
 
-    def layout(lengths: np.ndarray) -> Layout:
+    def layout(lengths: np.ndarray, stream: np.ndarray) -> Layout:
         plan: Callable[[np.ndarray], Any] | None = getattr(module, "plan", None)
-        return plain_layout(lengths)._replace(plan=plan(lengths) if plan else None)
+        arrangement = None
+        if isinstance(module, Tokenizer):
+            lengths, arrangement = module.arrange(lengths, stream)
+        plans = plan(lengths) if plan else None
+        return plain_layout(lengths)._replace(plan=plans, arrangement=arrangement)
 
     batch = make_batch(getattr(module, "shares_histories", True), layout, rows)
     assert batch.history is not None

@@ -17,7 +17,7 @@ from gemkit.testing.tolerances import assert_close
 
 
 def tokenizer_shapes(subject: Subject) -> None:
-    """One token for each role, one vector for each event; nothing of events where none are read."""
+    """One token for each role, as many vectors of events as `arrange` says; nothing where none are read."""
     module = subject.build()
     inputs = subject.inputs(module)
     tokens = subject.call(module, inputs)
@@ -26,7 +26,9 @@ def tokenizer_shapes(subject: Subject) -> None:
     history = inputs.batch.history
     assert history is not None and tokens.events is not None
     histories = history.offsets.shape[0] - 1
-    assert_events(tokens.events, history.ages.shape[0], histories, num_cls=0)
+    lengths, _ = module.arrange(history.offsets.diff().numpy(), history.stream.numpy())
+    assert tokens.events.offsets.diff().tolist() == lengths.tolist(), "lengths are not those that `arrange` says"
+    assert_events(tokens.events, int(lengths.sum()), histories, num_cls=0)
     assert_shape(tokens.events.owner, (histories, module.roles.count("user"), DIM), "events.owner")
     without = inputs.batch._replace(history=None)
     embedded = {key: v for key, v in inputs.embedded.items() if not key.startswith("events.")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from gemkit.data.batch import Batch, History
 from gemkit.interfaces import BuildContext, Events, Tokenizer, Tokens
 from gemkit.nn.jagged import segment_mean
 from gemkit.nn.layers import mlp
+from gemkit_baselines.streams import Alignment, align_streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,12 @@ class PlainTokenizerConfig(Config):
         "linear",
         "How an event's fields become one vector: a linear map of them side by side, or MaskNet.",
         choices=("linear", "masknet"),
+    )
+    stream_fusion: str = option(
+        "time",
+        "How several streams become one history: merged by time, with an embedding of the stream; or the j-th newest "
+        "events of all streams side by side, through MaskNet.",
+        choices=("time", "masknet"),
     )
     dropout: float = option(0.0, "On tokens and events.", ge=0, lt=1)
 
@@ -84,7 +92,7 @@ class PeriodicTokens(nn.Module):
 
 
 class MaskNetFusion(nn.Module):
-    """`MaskNet(S) = MLP_lce(S * MLP_mask(S))` on an event's fields side by side.
+    """`MaskNet(S) = MLP_lce(S * MLP_mask(S))` on vectors side by side: an event's fields, or the events of streams.
 
     Paper: InterFormer (arXiv 2411.09852), preprocessing, after MaskNet (arXiv 2102.07619).
 
@@ -108,8 +116,10 @@ class PlainTokenizer(Tokenizer):
     Bags are mean-pooled, empty ones to zero. Content vectors go through an MLP. An event is the fusion of its
     fields' embeddings plus a stream embedding where the data set has several streams.
 
-    Paper: Wukong (arXiv 2403.02545), section 3.2, for the tokens.
-    Differs: one token for each dense feature instead of a common MLP.
+    Paper: Wukong (arXiv 2403.02545), section 3.2, for the tokens; InterFormer (arXiv 2411.09852), section 4, for
+        streams through MaskNet.
+    Differs: one token for each dense feature instead of a common MLP. MaskNet wants streams of one length: the j-th
+        newest events stand side by side, zeros where a stream has none left, and the youngest gives the age.
     """
 
     def __init__(self, config: PlainTokenizerConfig, context: BuildContext) -> None:
@@ -129,10 +139,14 @@ class PlainTokenizer(Tokenizer):
         self.dense = self._dense_tokens(config, len(schema.dense), dim) if schema.dense else None
         self.vectors = nn.ModuleDict({f.name: mlp(f.width, (dim,), dim) for f in schema.vectors})
         self.norm = nn.LayerNorm(dim)
+        self.unify: MaskNetFusion | None = None
         if self.event_keys:
             width = len(self.event_keys) * dim
             self.fuse = MaskNetFusion(width, dim) if config.event_fusion == "masknet" else nn.Linear(width, dim)
             self.streams = nn.Embedding(len(schema.streams), dim) if len(schema.streams) > 1 else None
+            self.num_streams = len(schema.streams)
+            if config.stream_fusion == "masknet" and self.num_streams > 1:
+                self.unify = MaskNetFusion(self.num_streams * dim, dim)
         self.dropout = nn.Dropout(config.dropout)
 
     @staticmethod
@@ -140,6 +154,10 @@ class PlainTokenizer(Tokenizer):
         if config.dense == "periodic":
             return PeriodicTokens(num_features, dim, config.num_frequencies, config.frequency_scale)
         return DenseTokens(num_features, dim)
+
+    def arrange(self, lengths: np.ndarray, stream: np.ndarray) -> tuple[np.ndarray, Alignment | None]:
+        """With `stream_fusion=masknet`, which events stand side by side."""
+        return (lengths, None) if self.unify is None else align_streams(lengths, stream, self.num_streams)
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor]) -> Tokens:
         """Shape: x (B, N, D); events.values (T, D), cls (U, 0, D), owner (U, N_user, D)."""
@@ -158,14 +176,28 @@ class PlainTokenizer(Tokenizer):
         values = self.fuse(torch.cat([embedded[key] for key in self.event_keys], dim=1))
         if self.streams is not None:
             values = values + self.streams(history.stream)
+        offsets, ages, stream = history.offsets, history.ages, history.stream
+        if self.unify is not None:
+            alignment: Alignment = history.layout.arrangement
+            values, ages = self._unified(values, ages, alignment)
+            offsets, stream = alignment.offsets, stream.new_zeros(ages.shape[0])
         owner = x[:, self.user_tokens].index_select(0, history.first_example)
         return Events(
             values=self.dropout(values),
-            offsets=history.offsets,
-            ages=history.ages,
-            stream=history.stream,
+            offsets=offsets,
+            ages=ages,
+            stream=stream,
             cls=owner.new_zeros(owner.shape[0], 0, owner.shape[2]),
             owner=owner,
             history_index=history.history_index,
             layout=history.layout,
         )
+
+    def _unified(self, values: Tensor, ages: Tensor, alignment: Alignment) -> tuple[Tensor, Tensor]:
+        """Shape: (T, D), (T,) -> (T', D), (T',)."""
+        assert self.unify is not None
+        if values.shape[0] == 0:
+            return values, ages
+        rows, missing = alignment.gather, ~alignment.present
+        side_by_side = values.index_select(0, rows.view(-1)).view(*rows.shape, -1).masked_fill(missing.unsqueeze(-1), 0)
+        return self.unify(side_by_side.flatten(1)), ages[rows].masked_fill(missing, torch.inf).amin(1)

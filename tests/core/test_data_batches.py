@@ -104,7 +104,7 @@ def test_layout_is_known_to_the_host(data):
     lengths = batch.history.offsets.diff().tolist()
     assert batch.history.layout.max_length == max(lengths)
     assert batch.history.layout.chunks.position.numel() == sum(lengths)
-    planned = gather(data, [3, 1, 4], layout=lambda lengths: plain_layout(lengths)._replace(plan=lengths.tolist()))
+    planned = gather(data, [3, 1, 4], layout=lambda lengths, stream: plain_layout(lengths)._replace(plan=lengths.tolist()))
     assert planned.history.layout.plan == lengths
 
 

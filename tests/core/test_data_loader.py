@@ -320,7 +320,7 @@ def loader(data: Dataset, **config: Any) -> Loader:
     return Loader(data, "train", batch_size=64, seed=1, reading=reading, config=LoaderConfig(**config))
 
 
-def planned(lengths: np.ndarray) -> Any:
+def planned(lengths: np.ndarray, stream: np.ndarray) -> Any:
     return plain_layout(lengths)._replace(plan=(torch.from_numpy(lengths), len(lengths)))
 
 

@@ -76,9 +76,10 @@ def test_each_encoder_gets_its_own_plan() -> None:
 
 def test_an_encoder_after_one_that_shortens_plans_for_what_is_left() -> None:
     model = model_of("layers=[{sequence:mean_pooling},{sequence:pyramid}]")
-    lengths = bench.history_lengths()[list(bench.some_rows())]
-    _, second = model.layout(lengths).plan
-    assert second.levels[0].position.shape == (len(lengths),)
+    batch = bench.make_batch(model.shares_histories, model.layout)
+    assert batch.history is not None
+    _, second = batch.history.layout.plan
+    assert second.levels[0].position.shape[0] == batch.history.offsets.shape[0] - 1
     assert torch.isfinite(logits_of(model)).all()
 
 
