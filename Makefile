@@ -54,6 +54,8 @@ $(STAMP): pyproject.toml examples/third_party_plugin/pyproject.toml $(wildcard c
 	@echo "setup: torchrec and fbgemm"
 	@$(PIP) $(PINS) --no-deps torchrec $(FBGEMM)
 	@$(PIP) --no-deps --no-build-isolation -e examples/third_party_plugin
+	@echo "setup: what the tests compare with"
+	@$(PIP) $(PINS) --no-deps fuxictr torch-rechub
 	@touch $@
 
 clean:

@@ -31,7 +31,7 @@ OVERRIDES = (
     *("train.epochs=4", "train.log_every=3", "train.eval_every=5", "train.checkpoint_every=2"),
     *("train.batch_size=64", "tokenizer.dropout=0.1", "train.num_threads=1"),
 )
-TIMES = {"examples_per_s", "wall_s", "data_wait", "train_s", "wait_s"}
+TIMES = {"examples_per_s", "wall_s", "data_wait", "train_s", "wait_s", "matmul_peak_flops_per_s", "mfu"}
 
 
 def child(data: Path, runs: Path, resume: Path | None) -> None:

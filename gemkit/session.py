@@ -83,8 +83,12 @@ class Model:
     @property
     def num_parameters(self) -> int:
         """Dense parameters and table entries."""
-        tables = sum(t.numel() for t in self.embeddings.tables().values())
-        return tables + sum(p.numel() for p in self.dense.parameters())
+        return self.num_dense_parameters + sum(t.numel() for t in self.embeddings.tables().values())
+
+    @property
+    def num_dense_parameters(self) -> int:
+        """Parameters of the dense part."""
+        return sum(p.numel() for p in self.dense.parameters())
 
 
 def open_dataset(run: RunConfig, registry: Registry, progress: Progress) -> Dataset:
@@ -98,12 +102,28 @@ def build_model(run: RunConfig, schema: Schema, registry: Registry, backend: Par
     check_model(lambda: GEM(run, schema, registry), sizes_of(run.size, "size"))
     dense = GEM(run, schema, registry)
     init_parameters(dense, run.seed)
-    read = schema if dense.reads_events else dataclasses.replace(schema, event_fields=())
-    used = set(read.feature_tables.values())
-    read = dataclasses.replace(read, tables=tuple(t for t in schema.tables if t.name in used))
-    embeddings = backend.build_embeddings(read, run.size.dim, run.optimizer, run.seed)
+    embeddings = backend.build_embeddings(schema_read(schema, dense), run.size.dim, run.optimizer, run.seed)
     dense.to(backend.fabric.device)
     return Model(run, schema, dense, embeddings, dense)
+
+
+def schema_read(schema: Schema, dense: GEM) -> Schema:
+    """The part of a schema that the model reads: its event fields, or none, and the tables of what is left."""
+    read = schema if dense.reads_events else dataclasses.replace(schema, event_fields=())
+    used = set(read.feature_tables.values())
+    return dataclasses.replace(read, tables=tuple(t for t in schema.tables if t.name in used))
+
+
+def reading_of(run: RunConfig, dense: GEM) -> Reading:
+    """How much of the data set a batch for this model holds."""
+    return Reading(
+        max_history=run.data.max_history,
+        read_events=dense.reads_events,
+        shares_histories=dense.shares_histories,
+        streams=run.data.streams,
+        streams_apart=run.data.streams_apart,
+        layout=dense.layout,
+    )
 
 
 def make_loader(
@@ -117,19 +137,11 @@ def make_loader(
     config = run.loader
     if split != "train":
         config = dataclasses.replace(config, order="stored", worker_kind="thread")
-    reading = Reading(
-        max_history=run.data.max_history,
-        read_events=model.dense.reads_events,
-        shares_histories=model.dense.shares_histories,
-        streams=run.data.streams,
-        streams_apart=run.data.streams_apart,
-        layout=model.dense.layout,
-    )
     return Loader(
         dataset,
         split,
         batch_size=batch_size,
-        reading=reading,
+        reading=reading_of(run, model.dense),
         seed=run.seed,
         rank=backend.rank,
         world_size=backend.world_size,

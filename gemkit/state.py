@@ -25,6 +25,7 @@ MAY_CHANGE = {
     "runs",
     "train.num_threads",
     "train.tensorboard",
+    "train.save_predictions",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "loader.workers",

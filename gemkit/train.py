@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemkit.component import KINDS
 from gemkit.config.build import to_yaml
 from gemkit.config.run import RunConfig
+from gemkit.cost.mfu import utilisation
 from gemkit.data.batch import Batch
 from gemkit.data.loader import Loader
 from gemkit.errors import GemkitError
@@ -31,6 +31,7 @@ from gemkit.runs.folder import RunFolder
 from gemkit.runs.keeping import remove_leftovers
 from gemkit.runs.lock import locked
 from gemkit.runs.log import logged
+from gemkit.runs.predictions import save_predictions
 from gemkit.runs.progress import Bar, Progress
 from gemkit.runs.stopping import Stopped, StopRequest
 from gemkit.runs.tables import print_run_end
@@ -86,7 +87,7 @@ class Training:
         resources: contextlib.ExitStack,
     ) -> None:
         """Sets everything up: backend, data, model, optimisers, run folder; goes back to a checkpoint if asked."""
-        self.run, self.progress = run, progress
+        self.run, self.registry, self.progress = run, registry, progress
         if run.train.num_threads:
             torch.set_num_threads(run.train.num_threads)
         seed_rng(run.seed)
@@ -121,8 +122,7 @@ class Training:
         self.collector = MetricCollector(schema, base_rates(self.dataset))
 
         if resume is None:
-            chosen = [(kind, config) for kind in KINDS if (config := getattr(run, kind)) is not None]
-            owners = [registry.plugin_of(kind, config.name) for kind, config in chosen]
+            owners = [registry.plugin_of(kind, config.name) for kind, config in run.components()]
             plugins = {plugin: version for plugin, _, version in owners}
             self.folder = RunFolder.create(Path(run.runs), slug(run), to_yaml(run), command, plugins)
         else:
@@ -216,7 +216,7 @@ class Training:
         state, monitor = self.state, self.run.train.monitor
         with self.clock.paused(), self.progress.task("validate", total=len(self.dataset.split("valid"))) as bar:
             metrics = evaluate_split(self.model, self.valid, self.backend, self.collector, self.advance(bar))
-            self.record("valid", metrics)
+            self.record("valid", {"examples": state.examples} | metrics)
             first = self.model.schema.task_names[0]
             self.progress.print(f"step {state.step:,}: valid {first} {key_metrics(metrics[first])}")
             state.validated = state.step
@@ -283,15 +283,22 @@ class Training:
         test = self._loader("test", self.run.train.eval_batch_size)
         with self.progress, self.progress.task("test", total=len(self.dataset.split("test"))) as bar:
             final = evaluate_split(self.model, test, self.backend, self.collector, self.advance(bar))
+        if self.run.train.save_predictions:
+            rows = self.collector.rows(self.backend.all_gather if self.backend.world_size > 1 else None)
+            save_predictions(self.folder.path, self.model.schema.task_names, {n: v.numpy() for n, v in rows.items()})
+        device, examples_per_s = self.backend.fabric.device.type, state.examples / max(state.train_s, 1e-9)
+        used = utilisation(self.model, self.registry, self.loader, device, examples_per_s, self.progress.print)
         metrics: dict[str, Any] = {
             "test": with_floors(final, floors(self.dataset, "test", self.collector.base_rates)),
             "train": {
-                "examples_per_s": state.examples / max(state.train_s, 1e-9),
+                "examples_per_s": examples_per_s,
                 "wall_s": state.train_s,
                 "data_wait": state.wait_s / max(state.train_s, 1e-9),
                 "params": self.model.num_parameters,
+                "dense_params": self.model.num_dense_parameters,
                 "steps": state.step,
                 "best_step": state.best_step,
+                **used,
             },
         }
         self.folder.write_metrics(metrics)

@@ -15,6 +15,7 @@ from gemkit.errors import GemkitError
 
 if TYPE_CHECKING:
     from gemkit.config.study import StudyConfig
+    from gemkit.registry import Registry
 
 DONE, FAILED = 0, 1
 STUDIES = Path("studies")
@@ -60,27 +61,41 @@ def run(args: argparse.Namespace) -> int:
     from gemkit.studies.ablate import Study
     from gemkit.studies.folder import StudyFolder, study_of
 
-    name, words = _name_and_words(args.overrides)
     if args.list and args.report:
         raise GemkitError("--list and --report exclude each other", where="gemkit ablate", fix="choose one")
     jobs = None if args.jobs is None else whole_number(args.jobs, "--jobs")
     registry = load_registry()
-    old = StudyFolder(args.out).definition() if args.out and not (name or words or args.toggle) else None
-    if old is None and args.out and not (name or words or args.toggle):
-        raise GemkitError(f"{args.out} holds no study to go on with", where="--out", fix="name one, or give --toggle")
-    if old is not None:
-        config, config_dirs, command = study_of(old), [Path(folder) for folder in old["config_dirs"]], old["command"]
+    name, _ = _name_and_words(args.overrides)
+    folder = StudyFolder(args.out or STUDIES / (name or datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
+    if args.out and not (args.overrides or args.toggle):
+        old = folder.definition()
+        if old is None:
+            raise GemkitError(f"{args.out} holds no study to go on with", where="--out", fix="name one, or what to run")
+        config, config_dirs = with_options(study_of(old), args), [Path(path) for path in old["config_dirs"]]
+        study = Study(config, registry, config_dirs, folder, jobs, old["command"])
     else:
-        config, config_dirs, command = _base_config(name, words, args, registry), args.config_dir, _command(args)
-    config = _with_options(config, args)
-    out = args.out or STUDIES / (name or datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-    study = Study(config, registry, config_dirs, StudyFolder(out), jobs, command)
+        study = Study(study_config(args, registry), registry, args.config_dir, folder, jobs, _command(args))
     if args.list:
         for line in study.commands():
             print(line)
         return DONE
     failed = study.report() if args.report else study.execute()
     return FAILED if failed else DONE
+
+
+def study_config(args: argparse.Namespace, registry: Registry) -> StudyConfig:
+    """The study that the command line means: that of a name, if it gives one, with its own words and options.
+
+    Raises:
+        GemkitError: There is no such study, or an option is refused.
+    """
+    from gemkit.config.folders import config_folders
+    from gemkit.config.study import StudyConfig, read_study
+
+    name, words = _name_and_words(args.overrides)
+    config = read_study(name, config_folders(registry, args.config_dir)) if name else StudyConfig()
+    toggles = (*config.toggles, *(args.toggle or ()))
+    return with_options(dataclasses.replace(config, base=(*config.base, *words), toggles=toggles), args)
 
 
 def whole_number(text: str, where: str) -> int:
@@ -100,18 +115,8 @@ def _name_and_words(overrides: list[str]) -> tuple[str | None, list[str]]:
     return None, overrides
 
 
-def _base_config(name: str | None, words: list[str], args: argparse.Namespace, registry: Any) -> StudyConfig:
-    """The study of that name with the command line's words after its own."""
-    from gemkit.config.folders import config_folders
-    from gemkit.config.study import StudyConfig, read_study
-
-    config = read_study(name, config_folders(registry, args.config_dir)) if name else StudyConfig()
-    toggles = (*config.toggles, *(args.toggle or ()))
-    return dataclasses.replace(config, base=(*config.base, *words), toggles=toggles)
-
-
-def _with_options(config: StudyConfig, args: argparse.Namespace) -> StudyConfig:
-    """The study with what the options say.
+def with_options(config: StudyConfig, args: argparse.Namespace) -> StudyConfig:
+    """A study with what the options say.
 
     Raises:
         GemkitError: An option is refused; it is named.

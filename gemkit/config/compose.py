@@ -26,6 +26,8 @@ from gemkit.config.fields import clipped, shown
 from gemkit.config.files import find_files, read_config_file
 from gemkit.config.folders import GROUPS, PATCHES, checked, choices_in, config_folders
 from gemkit.config.run import RunConfig
+from gemkit.config.study import GROUP as STUDIES
+from gemkit.config.study import studies_in, study_as_choice
 from gemkit.errors import GemkitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -33,7 +35,16 @@ if TYPE_CHECKING:
 
     from gemkit.registry import Registry
 
-__all__ = ["GROUPS", "check_run", "choices", "compose", "compose_section", "load_run_config", "to_yaml"]
+__all__ = [
+    "GROUPS",
+    "check_run",
+    "choices",
+    "compose",
+    "compose_section",
+    "expand_toggle",
+    "load_run_config",
+    "to_yaml",
+]
 
 LONGEST_WORD = 10_000
 """Characters of one override; more is slow to read, and belongs into a file."""
@@ -67,7 +78,7 @@ def compose(overrides: Sequence[str], registry: Registry, config_dirs: Iterable[
         section = section_of(key)
         if getattr(run, section) is None:
             raise GemkitError(f"{key} has no meaning: {section} is none", where=key, fix=f"choose one: {section}=...")
-    if run.sequence is None and run.cross is not None:
+    if not run.reads_events and run.cross is not None:
         # The default cross stays, without effect, so that `sequence=none` is a whole ablation; one that was asked for
         # by name was asked for to do something.
         for word in (f"cross={wanted.groups['cross']}" if "cross" in wanted.groups else "", *wanted.only(["cross"])):
@@ -99,6 +110,33 @@ def choices(group: str, registry: Registry, config_dirs: Iterable[Path] = ()) ->
     return choices_in(group, registry, config_folders(registry, config_dirs))
 
 
+def expand_toggle(text: str, registry: Registry, config_dirs: Iterable[Path] = ()) -> list[str]:
+    """One word for each value of a toggle, in Hydra's sweep syntax.
+
+    ``a=1,2`` is ``a=1`` and ``a=2``; ``a=range(1,3)`` likewise; ``interaction=glob(*)`` is every choice of the group.
+    Whether key and values mean anything is for `compose` to say.
+
+    Raises:
+        GemkitError: It cannot be read.
+    """
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    override = _read(text, "--toggle", "key=value,value, e.g. interaction=wukong,dcnv2")
+    key = override.key_or_group
+    try:
+        if not override.is_sweep_override():
+            return [text]
+        swept = override.value()
+        if isinstance(swept, Glob):
+            return [f"{key}={name}" for name in swept.filter(choices(key, registry, config_dirs))]
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    except HydraException as error:
+        raise GemkitError(
+            f"cannot list the values of {shown(text)}", where="--toggle", allowed="key=value,value", fix="name them"
+        ) from error
+
+
 # --- overrides ----------------------------------------------------------------------------------------------
 
 
@@ -124,29 +162,37 @@ def section_of(key: str) -> str:
     return key.partition(".")[0].partition("[")[0]
 
 
-def _parse(overrides: Sequence[str], registry: Registry, folders: Sequence[Path]) -> Wanted:
+def _read(text: str, where: str, allowed: str) -> Override:
+    """
+    Raises:
+        GemkitError: Hydra cannot read the word.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
+    if len(text) > LONGEST_WORD:
+        raise GemkitError(
+            f"the word {shown(text)} is too long",
+            where=where,
+            allowed=f"{LONGEST_WORD:,} characters",
+            fix="put the value into a YAML file, and name the file's folder with --config-dir",
+        )
+    try:
+        return OverridesParser.create().parse_override(text)
+    except (HydraException, ValueError, RecursionError) as error:
+        raise GemkitError(
+            f"cannot read the override {shown(text)}",
+            where=where,
+            allowed=allowed,
+            fix="quote values with special characters: 'data.root=\"my folder\"'",
+        ) from error
+
+
+def _parse(overrides: Sequence[str], registry: Registry, folders: Sequence[Path]) -> Wanted:
     wanted = Wanted()
+    allowed = "group=choice or section.key=value, e.g. interaction=wukong train.epochs=2"
     for text in overrides:
-        if len(text) > LONGEST_WORD:
-            raise GemkitError(
-                f"the word {shown(text)} is too long",
-                where="command line",
-                allowed=f"{LONGEST_WORD:,} characters",
-                fix="put the value into a YAML file, and name the file's folder with --config-dir",
-            )
-        try:
-            override = parser.parse_override(text)
-        except (HydraException, ValueError, RecursionError) as error:
-            raise GemkitError(
-                f"cannot read the override {shown(text)}",
-                where="command line",
-                allowed="group=choice or section.key=value, e.g. interaction=wukong train.epochs=2",
-                fix="quote values with special characters: 'data.root=\"my folder\"'",
-            ) from error
+        override = _read(text, "command line", allowed)
         key = override.key_or_group
         section = section_of(key)
         if section not in (*SECTIONS, *PATCHES) or (section in PATCHES and key != section) or override.package:
@@ -156,7 +202,7 @@ def _parse(overrides: Sequence[str], registry: Registry, folders: Sequence[Path]
                 f"{clipped(text)} asks for several values",
                 where=key,
                 allowed="one value",
-                fix="start one run for each value",
+                fix=f"gemkit ablate --toggle {clipped(text)}",
             )
         if key in GROUPS:
             _add_choice(override, key, wanted, registry, folders)
@@ -183,6 +229,8 @@ def _add_choice(override: Override, group: str, wanted: Wanted, registry: Regist
     if name not in allowed:
         if group in KINDS:
             raise registry.unknown(group, name, extra=allowed)
+        if group == STUDIES and name in studies_in(folders):
+            raise study_as_choice(name)
         raise GemkitError(
             f"unknown {group} {shown(name)}", where=group, allowed=", ".join(allowed), fix=did_you_mean(name, allowed)
         )

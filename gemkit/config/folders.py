@@ -10,6 +10,8 @@ from gemkit.component import KINDS, NONE, OPTIONAL_KINDS
 from gemkit.config.build import unknown_section
 from gemkit.config.fields import shown
 from gemkit.config.files import ConfigFile, find_files
+from gemkit.config.study import GROUP as STUDIES
+from gemkit.config.study import is_study, studies_in, study_as_choice
 from gemkit.errors import GemkitError
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ def config_folders(registry: Registry, config_dirs: Iterable[Path] = ()) -> list
 def choices_in(group: str, registry: Registry, folders: Sequence[Path]) -> list[str]:
     """What a group can be set to: YAML files of these folders, components and, where it makes sense, ``none``."""
     names = {name for _, name in find_files(folders, [group])}
+    if group == STUDIES:
+        names -= set(studies_in(folders))
     if group in KINDS:
         names |= set(registry.names(group))
     return sorted(names) + ([NONE] if group in OPTIONAL_KINDS else [])
@@ -46,6 +50,8 @@ def choices_in(group: str, registry: Registry, folders: Sequence[Path]) -> list[
 def checked(file: ConfigFile, group: str | None) -> ConfigFile:
     """A file as Hydra may have it: its values in their own place, and none of them Hydra's."""
     expected = "_global_" if group in PATCHES else None
+    if group == STUDIES and is_study(file):
+        raise study_as_choice(file.path.stem)
     if file.package != expected:
         raise GemkitError(
             f"the file's header says @package {file.package}" if file.package else "the file has no header",

@@ -79,14 +79,18 @@ class MetricCollector:
         Raises:
             GemkitError: A prediction is NaN or infinite, or nothing was collected.
         """
+        state = self.rows(gather)
+        if not len(state["weights"]):
+            raise GemkitError("there is nothing to evaluate: the split holds no examples", where="split")
+        _check_finite(state["logits"], state["masks"], state["example_id"])
+        return {task: self._task(state, p, task) for p, task in enumerate(self.schema.task_names)}
+
+    def rows(self, gather: Gather | None = None) -> dict[str, Tensor]:
+        """Everything collected so far, on the CPU; with `gather`, that of all ranks and rows whose masks are all 0."""
         state = self.state_dict()
         if gather is not None:
             state = _gather_rows(state, gather)
-        if not len(state["weights"]):
-            raise GemkitError("there is nothing to evaluate: the split holds no examples", where="split")
-        state = {name: values.cpu() for name, values in state.items()}
-        _check_finite(state["logits"], state["masks"], state["example_id"])
-        return {task: self._task(state, p, task) for p, task in enumerate(self.schema.task_names)}
+        return {name: values.cpu() for name, values in state.items()}
 
     def _no_rows(self) -> dict[str, Tensor]:
         cells, ids = (0, len(self.schema.tasks)), torch.zeros(0, dtype=torch.int64)

@@ -13,17 +13,67 @@ SHORT = 64
 """Longest sequence for which a CPU is better off with the score matrix kept than with it recomputed."""
 
 
+class QKNorm(nn.Module):
+    """RMSNorm of the queries and of the keys of each head.
+
+    Paper: Query-Key Normalization for Transformers (arXiv 2010.04245), section 3.
+    Differs: RMSNorm with learned gains in place of unit length and one learned scale, as current models have it.
+
+    Shape: (..., 3 D) -> (..., 3 D), queries, keys and values side by side.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query, self.key = nn.RMSNorm(head_dim), nn.RMSNorm(head_dim)
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        q, k, v = qkv.chunk(3, dim=-1)
+        q = self.query(torch.unflatten(q, -1, (self.num_heads, -1))).flatten(-2)
+        k = self.key(torch.unflatten(k, -1, (self.num_heads, -1))).flatten(-2)
+        return torch.cat([q, k, v], dim=-1)
+
+
+class PositionBias(nn.Module):
+    """A learned number for each head and distance, added to the scores; farther distances share the last.
+
+    Paper: Self-Attention with Relative Position Representations (arXiv 1803.02155), in the scalar form of T5 (arXiv
+        1910.10683), section 2.1.
+    Differs: distances are not bucketed.
+
+    Shape: length L -> (H, L, L).
+    """
+
+    def __init__(self, num_heads: int, num_positions: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, 2 * num_positions - 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, length: int) -> Tensor:
+        slot = torch.arange(length, device=self.weight.device)
+        farthest = self.weight.shape[1] // 2
+        distance = (slot.unsqueeze(1) - slot).clamp(-farthest, farthest) + farthest
+        return self.weight.index_select(1, distance.view(-1)).view(-1, length, length)
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over the second-last axis, with rotary positions.
+    """Multi-head self-attention over the second-last axis.
 
     Args:
         dim: D, divisible by `num_heads`; the head width must be even.
+        qk_norm: RMSNorm of each head's queries and keys.
+        num_positions: Distances with a learned bias of their own, in place of rotary positions; 0: rotary.
     """
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool = False, num_positions: int = 0) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.qk_norm = QKNorm(num_heads, dim // num_heads) if qk_norm else None
+        self.bias = PositionBias(num_heads, num_positions) if num_positions else None
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
@@ -33,33 +83,42 @@ class SelfAttention(nn.Module):
 
         Shape: (K, L, D) -> (K, L, D). Rows of an all-invalid sequence are finite and meaningless.
         """
+        qkv = self.qkv(x) if self.qk_norm is None else self.qk_norm(self.qkv(x))
+        bias = None if self.bias is None else self.bias(x.shape[1])
         # A sequence without a single valid slot would make softmax divide by zero: let it see itself.
-        out: Tensor = self.out(attention(self.qkv(x), valid | ~valid.any(-1, keepdim=True), self.num_heads))
+        out: Tensor = self.out(attention(qkv, valid | ~valid.any(-1, keepdim=True), self.num_heads, bias))
         return out
 
 
-def attention(qkv: Tensor, valid: Tensor, num_heads: int) -> Tensor:
-    """`softmax(R(q) R(k)^T / sqrt(E)) v` in each head, R being the rotary embedding.
+def attention(qkv: Tensor, valid: Tensor, num_heads: int, bias: Tensor | None = None) -> Tensor:
+    """`softmax(R(q) R(k)^T / sqrt(E)) v` in each head, R being the rotary embedding; with `bias`, without R.
 
     A CPU in full precision takes `ShortAttention` where sequences are short, else PyTorch's fused attention.
 
     Args:
         qkv: Queries, keys and values side by side.
-        valid: (K, L) bool, slots that may be attended to; at least one in each sequence.
+        valid: (K, L) bool, slots that may be attended to; or (K, L, L), those that each slot may attend to. At least
+            one in each row.
+        bias: (H, L, L), added to the scores.
 
     Shape: (K, L, 3 D) -> (K, L, D).
     """
+    visible = valid if valid.dim() == 3 else valid.unsqueeze(1)
     count, length, width = qkv.shape
     dim = width // 3
+    if bias is not None:
+        q, k, v = qkv.view(count, length, 3, num_heads, dim // num_heads).permute(2, 0, 3, 1, 4)
+        mask = bias.masked_fill(~visible.unsqueeze(1), -torch.inf)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(count, length, dim)
     turn = turns(length, dim // num_heads // 2, qkv.device)
     if qkv.device.type == "cpu" and qkv.dtype in (torch.float32, torch.float64) and 0 < length <= SHORT and count:
-        return cast(Tensor, ShortAttention.apply(qkv, valid, turn, num_heads))  # type: ignore[no-untyped-call]
+        return cast(Tensor, ShortAttention.apply(qkv, visible, turn, num_heads))  # type: ignore[no-untyped-call]
     qk, v = torch.split(qkv, [2 * dim, dim], dim=-1)
     head_dim = dim // num_heads  # not -1: without any event there are no sequences, and -1 would be ambiguous
     qk = rotate(qk.reshape(count, length, 2 * num_heads, head_dim), turn)
     q, k = qk.view(count, length, 2, num_heads, head_dim).permute(2, 0, 3, 1, 4)
     v = v.view(count, length, num_heads, head_dim).transpose(1, 2)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :])
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible.unsqueeze(1))
     return mixed.transpose(1, 2).reshape(count, length, dim)
 
 
@@ -94,10 +153,10 @@ class ShortAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, valid: Tensor, turn: Tensor, num_heads: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, visible: Tensor, turn: Tensor, num_heads: int) -> Tensor:
         dim = qkv.shape[-1] // 3
         qk = rotate(torch.unflatten(qkv[..., : 2 * dim], -1, (2 * num_heads, -1)), turn).flatten(-2)
-        bias = torch.zeros_like(valid, dtype=qkv.dtype).masked_fill_(~valid, -torch.inf).unsqueeze(1)
+        bias = torch.zeros_like(visible, dtype=qkv.dtype).masked_fill_(~visible, -torch.inf)
         weights, mixed = [], []
         for q, k, v in _heads(qk, qkv, num_heads):
             scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(q.shape[-1]))

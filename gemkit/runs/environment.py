@@ -47,7 +47,7 @@ def describe_environment(plugins: Mapping[str, str] | None = None) -> dict[str, 
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu": cpu_model(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         **_torch_facts(),
     }
@@ -91,7 +91,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
+    """Cores that this process may use."""
     # os.cpu_count() counts the machine's cores; a container or taskset may allow fewer.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 

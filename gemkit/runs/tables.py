@@ -65,6 +65,7 @@ def print_run_end(metrics: Mapping[str, Any], run: Path, console: Console) -> No
         for key, template in (
             ("params", "{:,} parameters"),
             ("examples_per_s", "{:,.0f} examples/s"),
+            ("mfu", "MFU {:.1%}"),
             ("wall_s", "{:.1f} s"),
         )
         if train.get(key) is not None

@@ -228,13 +228,12 @@ def _notes(
     notes = [plan.config.note] if plan.config.note else []
     notes += [*plan.notes, *(v.note for v in plan.variants if v.note)]
     failed = [f"{v.name} (seed {s})" for v in variants for s in v.failures]
-    if failed:
-        notes.append(f"{len(failed)} runs failed: {', '.join(failed)}.")
     missing = [
         f"{v.name} (seed {s})" for v in variants for s in plan.seeds if s not in v.failures and (v.name, s) not in runs
     ]
-    if missing:
-        notes.append(f"{len(missing)} runs have not finished: {', '.join(missing)}.")
+    for names, what in ((failed, "failed"), (missing, "not finished")):
+        if names:
+            notes.append(f"{len(names)} of {len(variants) * len(plan.seeds)} runs {what}: {', '.join(names)}.")
     if len(plan.seeds) == 1:
         notes.append("One seed says nothing about the chance of seeds: no difference is resolved.")
     if not resampled:
@@ -242,10 +241,9 @@ def _notes(
     commits = {json.dumps([e.get("gemkit"), e.get("git")], sort_keys=True) for e in map(_environment, runs.values())}
     if len(commits) > 1:
         notes.append("The runs were made by different versions of gemkit (environment.json in their folders).")
-    if count := len(variants) - 1:
-        resolved = f"{0.05 * count:.2g}"
-        notes.append(
-            f"{count} variants are compared with the base. If none of them differed from it, chance alone would have "
-            f"about {resolved} of the {count} called better or worse in each table, at 95 %."
-        )
+    count = len(variants) - 1
+    notes.append(
+        f"Comparisons with the base in each table: {count}. If no variant differed from it, chance alone would have "
+        f"about {0.05 * count:.2g} of them called better or worse, at 95 %."
+    )
     return notes

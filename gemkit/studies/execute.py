@@ -100,7 +100,7 @@ class Executor:
                     self.display.refresh()
                     if self.stop and not self._stopping:
                         self._stopping = True
-                        self.display.say(f"stopping: {len(self._running)} runs write a checkpoint")
+                        self.display.say("stopping: what is under way writes a checkpoint")
                         self._signal_all()
                     sleep(POLL_S)
             finally:

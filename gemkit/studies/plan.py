@@ -75,7 +75,7 @@ def make_plan(config: StudyConfig, registry: Registry, config_dirs: Iterable[Pat
         overrides = (*_still_meant(config.base, words, base, registry, folders), *words)
         run = _compose(name, overrides, registry, folders)
         if twin := next((v for v in variants if v.run == run), None):
-            notes.append(f"{name} is the same run as {twin.name}: it is run once.")
+            notes.append(f"{name} is the base." if twin is first else f"{name} is the same run as {twin.name}.")
             continue
         slug = _slug(name, [v.slug for v in variants])
         variants.append(Variant(name=name, slug=slug, words=words, overrides=overrides, run=run))

@@ -16,6 +16,7 @@ from gemkit.config.fields import Config, option
 from gemkit.config.run import RunConfig
 from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext, Events, SequenceEncoder
+from gemkit.nn.ages import age_bucket
 from gemkit.nn.attention import SelfAttention
 from gemkit.nn.jagged import ChunkPlan, chunk_plan, from_chunks, to_chunks
 from gemkit.nn.layers import mlp
@@ -31,6 +32,13 @@ class PyramidConfig(Config):
     )
     num_summaries: int = option(2, "m, learned summaries of each chunk.", ge=1, le=1024)
     num_heads: int = option(2, "H, attention heads; size.dim / H must be even.", ge=1, le=1024)
+    qk_norm: bool = option(False, "RMSNorm of each head's queries and keys, as the post of 2026-08-03 names it.")
+    position: str = option(
+        "rotary",
+        "How attention knows distances: rotary positions, or a learned bias for each head and distance. The posts say "
+        "neither.",
+        choices=("rotary", "bias"),
+    )
     num_parallel: int = option(
         1, "P, attention modules side by side at each chunk level; their outputs add up.", ge=1, le=64
     )
@@ -64,6 +72,10 @@ class PyramidConfig(Config):
             )
 
 
+TOP_POSITIONS = 128
+"""Distances of summaries at the top that a learned bias tells apart."""
+
+
 class PyramidPlan(NamedTuple):
     """Index tensors of one batch: one `ChunkPlan` for each chunk level, and one chunk a history for the top."""
 
@@ -91,12 +103,17 @@ class Summarise(nn.Module):
         return torch.bmm(weights.transpose(1, 2), chunks)
 
 
+def make_attention(config: PyramidConfig, dim: int, num_positions: int) -> SelfAttention:
+    """Attention as the config wants it, over sequences of about `num_positions` slots."""
+    return SelfAttention(dim, config.num_heads, config.qk_norm, num_positions if config.position == "bias" else 0)
+
+
 class ChunkLevel(nn.Module):
     """Attention inside chunks, feed-forward, and the chunks' summaries; and the way back down."""
 
-    def __init__(self, config: PyramidConfig, dim: int) -> None:
+    def __init__(self, config: PyramidConfig, dim: int, size: int) -> None:
         super().__init__()
-        self.attention = nn.ModuleList(SelfAttention(dim, config.num_heads) for _ in range(config.num_parallel))
+        self.attention = nn.ModuleList(make_attention(config, dim, size) for _ in range(config.num_parallel))
         self.norm = nn.LayerNorm(dim)
         hidden = round(config.ffn_ratio * dim)
         self.ffn = mlp(dim, (hidden,), dim) if hidden else None
@@ -136,7 +153,7 @@ class TopLevel(nn.Module):
     def __init__(self, config: PyramidConfig, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim, config.num_heads)
+        self.attention = make_attention(config, dim, TOP_POSITIONS)
         self.cls_first = config.align == "oldest"
 
     def forward(self, summaries: Tensor, cls: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
@@ -172,7 +189,7 @@ class PyramidEncoder(SequenceEncoder):
         dim = context.dim
         config.check_dim(dim)
         self.config = config
-        self.levels = nn.ModuleList(ChunkLevel(config, dim) for _ in config.chunk_sizes)
+        self.levels = nn.ModuleList(ChunkLevel(config, dim, size) for size in config.chunk_sizes)
         self.top = TopLevel(config, dim)
         self.ages = nn.Embedding(config.age_buckets, dim) if config.age_buckets and context.layer == 0 else None
 
@@ -221,10 +238,3 @@ def chunk_rows(lengths: np.ndarray, align: str) -> ChunkPlan:
         torch.arange(len(lengths)),
         torch.ones(len(lengths), dtype=torch.int64),
     )
-
-
-def age_bucket(ages: Tensor, buckets: int) -> Tensor:
-    """Log-spaced buckets from one second to ten years. Shape: (T,) seconds -> (T,) int64."""
-    longest_s = 10 * 365 * 86400
-    scaled = torch.log(ages.clamp(min=1.0)) / math.log(longest_s)
-    return (scaled * buckets).long().clamp(0, buckets - 1)

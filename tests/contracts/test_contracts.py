@@ -19,15 +19,64 @@ MORE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("interaction", "wukong"): {
         "cross_layer_attention": {"cross_layer_attention": True},
         "residual_bias": {"residual_bias": True},
+        "without_fm": {"without": ("fm",)},
+        "without_linear": {"without": ("linear", "residual")},
         "uneven": {"num_fm_tokens": 1, "rank": 3, "hidden": (8, 5)},
         "attentive_all": {"projection": "attentive", "cross_layer_attention": True, "fmb_activation": "relu"},
+    },
+    ("interaction", "autoint"): {
+        "as_printed": {"num_layers": 3, "num_heads": 3, "head_dim": 5, "scaled": False},
+        "no_residual": {"num_heads": 1, "residual": False},
+    },
+    ("interaction", "dcnv2"): {
+        "full": {"rank": None, "num_layers": 3, "hidden": ()},
+        "mixture": {"rank": 4, "num_experts": 3, "hidden": (8, 5), "structure": "parallel", "dropout": 0.2},
+    },
+    ("interaction", "dhen"): {
+        "with_options": {
+            "members": ({"name": "dcnv2", "rank": 4}, "autoint", {"name": "wukong", "cross_layer_attention": True}),
+            "ensemble": "weighted_sum",
+        },
+        "nested": {"members": ({"name": "dhen", "members": ("dlrm", "fm"), "ensemble": "sum"}, "masknet")},
+    },
+    ("interaction", "dlrm"): {
+        "self_products": {"self_products": True, "hidden": (8, 5), "dropout": 0.2},
+        "linear": {"hidden": ()},
+    },
+    ("interaction", "finalmlp"): {
+        "uneven": {"hidden": (8, 5), "hidden2": (), "num_heads": 3, "head_dim": 1, "gate_hidden": (), "dropout": 0.2},
+    },
+    ("interaction", "masknet"): {
+        "uneven": {"blocks": (8, 5, 7), "reduction": 0.1, "dropout": 0.2},
+        "parallel": {"structure": "parallel", "blocks": (8, 5), "reduction": 2.0, "hidden": (7,)},
     },
     ("sequence", "pyramid"): {
         "three_levels": {"chunk_sizes": (4, 2)},
         "odd_chunks": {"chunk_sizes": (7,), "num_summaries": 3, "align": "oldest"},
         "no_ffn_no_age": {"ffn_ratio": 0, "age_buckets": 0},
+        "qk_norm": {"qk_norm": True},
         "parallel": {"chunk_sizes": (16,), "num_parallel": 2, "num_heads": 4},
     },
+    ("sequence", "transformer"): {
+        "causal": {"causal": True, "num_heads": 4},
+        "plain": {"ffn_ratio": 0, "age_buckets": 0, "dropout": 0.2},
+        "qk_norm": {"qk_norm": True},
+    },
+    ("sequence", "sliding_window"): {
+        "narrow": {"window": 5},
+        "both_sides": {"window": 16, "both_sides": True, "num_heads": 4},
+        "one": {"window": 1, "ffn_ratio": 0, "age_buckets": 0},
+    },
+    ("sequence", "blocks"): {
+        "odd": {"block_size": 7, "align": "oldest"},
+        "no_qk_norm": {"qk_norm": False, "ffn_ratio": 0, "age_buckets": 0},
+    },
+    ("sequence", "hstu"): {
+        "everyone": {"causal": False, "num_heads": 3, "expansion": 0.5},
+        "no_bias": {"num_positions": 0, "time_buckets": 0, "age_buckets": 0, "dropout": 0.2},
+        "one_position": {"num_positions": 1, "time_buckets": 2, "length": 150, "scale": "sqrt"},
+    },
+    ("sequence", "din"): {"deep": {"hidden": (8, 5)}, "linear": {"hidden": ()}, "softmax": {"softmax": True}},
     ("cross", "interformer"): {
         "gdpa_all": {"personalise_from": "all", "pffn": "gdpa"},
         "n2s_all": {"personalise_from": "all", "flow": "n2s", "gating": "gate"},
@@ -35,7 +84,26 @@ MORE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "no_residual": {"pffn_residual": False, "pffn": "mlp"},
     },
     ("tokenizer", "plain"): {"all": {"dense": "periodic", "event_fusion": "masknet"}},
-    ("head", "multitask"): {"linear": {"hidden": ()}},
+    ("domain", "surface_gated"): {"narrow": {"hidden": 3}},
+    ("domain", "surface_ffn"): {"dropout": {"hidden": 5, "dropout": 0.2}},
+    ("head", "multitask"): {
+        "linear": {"hidden": ()},
+        "towers": {"hidden": (8,), "tower_hidden": (6, 5), "dropout": 0.2},
+    },
+    ("head", "single_task"): {"linear": {"hidden": ()}, "dropout": {"hidden": (8,), "dropout": 0.2}},
+    ("head", "per_surface"): {
+        "linear": {"hidden": (8, 7), "tower_hidden": ()},
+        "no_bottom": {"hidden": (), "tower_hidden": (6, 5), "dropout": 0.2},
+    },
+    ("head", "mmoe"): {
+        "deep": {"num_experts": 3, "expert_hidden": (8, 7), "tower_hidden": (6, 5), "dropout": 0.2},
+        "linear": {"num_experts": 2, "tower_hidden": ()},
+    },
+    ("head", "ple"): {
+        "cgc": {"num_levels": 1, "tower_hidden": ()},
+        "deep": {"num_levels": 3, "num_task_experts": 1, "num_shared_experts": 3, "expert_hidden": (8, 7)},
+        "dropout": {"num_task_experts": 3, "num_shared_experts": 1, "expert_hidden": (8,), "dropout": 0.2},
+    },
 }
 """Configs beside the default and the choices, where other values build something else."""
 

@@ -63,7 +63,7 @@ class TestErrors:
             (["train", "interactoin=wukong"], ["interactoin", "interaction, sequence", "did you mean 'interaction'"]),
             (["config", "interaction=torn", "--config-dir", "{folder}"], ["broken YAML", "torn.yaml, line 3"]),
             (["config", "--config-dir", "/no/such/folder"], ["--config-dir", "/no/such/folder"]),
-            (["trian"], ["'trian'", "train, evaluate", "did you mean 'train'"]),
+            (["trian"], ["'trian'", "train, ablate", "did you mean 'train'"]),
             (["data", "biuld", "movielens1m"], ["'biuld'", "fetch, build, merge", "did you mean 'build'"]),
             (["train", "--resmue", "runs/x"], ["'--resmue'", "did you mean '--resume'"]),
             (["train", "--resum", "runs/x"], ["does not take '--resum'", "did you mean '--resume'"]),

@@ -208,12 +208,12 @@ def test_terminal_table_fits(width: int) -> None:
 def test_end_of_run_says_where_and_what_next(make: object) -> None:
     console = terminal(30) if make is terminal else pipe()
     run = Path("some runs") / ("2026-11-22_10-15-03_" + "x" * 60)
-    print_run_end({"test": METRICS, "train": {"params": 1_234_567, "wall_s": 61.5}}, run, console)
+    print_run_end({"test": METRICS, "train": {"params": 1_234_567, "mfu": 0.1234, "wall_s": 61.5}}, run, console)
     lines = text(console).splitlines()
     assert f"run folder  {run}" in lines
     assert f"  gemkit evaluate '{run}'" in lines
     assert f"  gemkit train --resume '{run}'" in lines
-    assert "1,234,567 parameters, 61.5 s" in lines
+    assert "1,234,567 parameters, MFU 12.3%, 61.5 s" in lines
 
 
 def test_tensorboard_files_hold_the_scalars(tmp_path: Path) -> None:

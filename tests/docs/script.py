@@ -24,11 +24,17 @@ import pytest
 import yaml
 from pages import ROOT, Block
 
+from gemkit.cli.ablate import study_config
 from gemkit.cli.main import main, parse
 from gemkit.config.compose import GROUPS, compose, compose_section
+from gemkit.config.files import read_config_file
 from gemkit.config.run import RunConfig
+from gemkit.config.study import is_study, read_study
+from gemkit.cost import model_cost
 from gemkit.errors import GemkitError
 from gemkit.registry import load_registry
+from gemkit.session import open_dataset
+from gemkit.studies.plan import make_plan
 from gemkit.testing.runs import silent, table_config
 from gemkit.train import train
 
@@ -55,6 +61,7 @@ class Script:
         self._error = ""
         """What the last command complained about, until a block has shown it."""
         self._choices: list[Path] = []
+        self._studies: list[Path] = []
 
     def run(self, block: Block) -> None:
         """Handles one block."""
@@ -85,6 +92,10 @@ class Script:
         for path in self._choices:
             compose([f"{path.parent.name}={path.stem}"], load_registry(), [path.parent.parent])
             self.done["choice"] += 1
+        for path in self._studies:
+            study = read_study(path.stem, [path.parent.parent])
+            make_plan(study, load_registry(), [path.parent.parent])
+            self.done["study"] += 1
 
     def _write(self, block: Block) -> None:
         path = self.folder / block.title
@@ -93,7 +104,7 @@ class Script:
         if block.language == "yaml":
             assert isinstance(yaml.safe_load(block.text), dict)
             assert path.parent.name in GROUPS, f"{block.title} is no choice of a group"
-            self._choices.append(path)
+            (self._studies if is_study(read_config_file(path)) else self._choices).append(path)
         elif block.language == "toml":
             tomllib.loads(block.text)
         elif block.language == "python":
@@ -134,10 +145,10 @@ class Script:
         self.done[f"gemkit {argv[0]}"] += 1
         try:
             args = parse(argv)
-            if argv[0] == "train" and args.resume is None:
+            if argv[0] == "cost" or (argv[0] == "train" and args.resume is None):
                 run = compose(args.overrides, load_registry(), args.config_dir)
                 if run.data.name != "table":
-                    self._train(run)
+                    self._train(run) if argv[0] == "train" else self._count(run)
                     return
             elif argv[0] == "data":
                 config = compose_section(
@@ -145,6 +156,11 @@ class Script:
                 )
                 if config.name != "table":
                     return
+            elif argv[0] == "ablate":
+                if args.overrides or args.toggle:  # else it goes on with a folder that the reader has
+                    make_plan(study_config(args, load_registry()), load_registry(), args.config_dir)
+                    self.done["planned"] += 1
+                return
             elif argv[0] not in ("train", "config", "components") or argv[0] == "train":
                 return  # of a run folder that the reader has, or, for the doctor, slow and tested elsewhere
         except GemkitError:
@@ -157,12 +173,23 @@ class Script:
 
     def _train(self, run: RunConfig) -> None:
         """Two steps of the run on synthetic data."""
+        run = self._synthetic(run)
+        assert train(run, load_registry(), progress=silent())["train"]["steps"] == STEPS
+        self.done["trained"] += 1
+
+    def _count(self, run: RunConfig) -> None:
+        """The cost of the run on synthetic data."""
+        run = self._synthetic(run)
+        cost = model_cost(run, load_registry(), open_dataset(run, load_registry(), silent()))
+        assert cost.flops_per_example > 0
+        self.done["counted"] += 1
+
+    def _synthetic(self, run: RunConfig) -> RunConfig:
+        """The run on synthetic data, cut short."""
         values = table_config(self.data, num_examples=300, num_events=900)
         short = dataclasses.replace(run.train, max_steps=STEPS, batch_size=64, eval_batch_size=64)
         data = load_registry().config("data", values)
-        run = dataclasses.replace(run, data=data, train=short, runs=str(self.folder / "runs"))
-        assert train(run, load_registry(), progress=silent())["train"]["steps"] == STEPS
-        self.done["trained"] += 1
+        return dataclasses.replace(run, data=data, train=short, runs=str(self.folder / "runs"))
 
     def _pytest(self, tests: Path) -> None:
         # Without the slowest contract: what is tested here is the page.

@@ -17,6 +17,7 @@ import gemkit
 from gemkit.component import KINDS, OPTIONAL_KINDS
 from gemkit.config.build import CORE
 from gemkit.config.compose import GROUPS, PATCHES, compose, load_run_config, to_yaml
+from gemkit.config.study import studies_in
 from gemkit.data.schema import Schema, Task
 from gemkit.metrics.streaming import StreamingMetrics
 from gemkit.registry import load_registry
@@ -26,8 +27,12 @@ from gemkit.train import train
 FOLDERS = ("gemkit", "plugins", "kernels", "configs", "tests", "docs", "examples", "benchmarks", "constraints", ".ci")
 """A code span that begins with one of them and a slash is a path of the repository."""
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+STUDIES = studies_in([ROOT / "configs"])
+"""They are several runs each; tests/core/test_config.py composes them."""
+
+CONFIGS = [file for file in sorted((ROOT / "configs").rglob("*.yaml")) if file not in STUDIES.values()]
 README = ROOT / "README.md"
+ARXIV = re.compile(r"\d{4}\.\d{5}")
 
 
 def test_links_lead_somewhere() -> None:
@@ -124,7 +129,25 @@ def test_the_readme_lists_every_component() -> None:
     for key, (paper, link) in rows.items():
         file = re.findall(r"\]\((.*)\)", link)[0]
         assert (ROOT / file).resolve() == Path(inspect.getfile(ours[key].cls)).resolve(), key
-        assert set(re.findall(r"\d{4}\.\d{5}", paper)) == set(re.findall(r"\d{4}\.\d{5}", ours[key].paper or "")), key
+        assert set(ARXIV.findall(paper)) == set(ARXIV.findall(ours[key].paper or "")), key
+
+
+@pytest.mark.parametrize("kind", ["interaction", "sequence", "cross", "domain", "head"])
+def test_the_blocks_page_lists_every_block(kind: str) -> None:
+    registry = load_registry()
+    ours = {s.name: s for s in registry.specs() if s.kind == kind and registry.plugin_of(kind, s.name)[1] == "gemkit"}
+    rows = table_rows(ROOT / "docs/blocks.md", f"| {kind} |")
+    assert {row[0].strip("`") for row in rows} == ours.keys()
+    for name, *cells in rows:
+        spec = ours[name.strip("`")]
+        assert set(ARXIV.findall(cells[-1])) == set(ARXIV.findall(spec.paper or "")), name
+        if kind == "sequence":
+            flags = (spec.cls.shares_histories, not spec.cls.shortens)
+            assert cells[3:5] == ["yes" if flag else "no" for flag in flags], name
+    if kind == "cross":
+        flow = next(f for f in dataclasses.fields(ours["interformer"].config) if f.name == "flow")
+        named = {re.findall(r"`(\w+)`", cell)[0] for name, cell, *_ in rows if name == "`interformer`"}
+        assert named == set(flow.metadata["choices"])
 
 
 def test_concepts_list_every_kind() -> None:

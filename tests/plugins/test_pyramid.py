@@ -54,6 +54,24 @@ def turned(x: np.ndarray, position: int) -> np.ndarray:
     return out
 
 
+def normed(module: Any, name: str, rows: np.ndarray) -> list[np.ndarray]:
+    """RMSNorm of one head's queries or keys, where the module has it."""
+    if module.qk_norm is None:
+        return list(rows)
+    norm = getattr(module.qk_norm, name)
+    eps = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
+    return [row / math.sqrt((row**2).mean() + eps) * array(norm.weight) for row in rows]
+
+
+def bias(module: Any, head: int, distance: int) -> float:
+    """The learned number of a distance; those beyond the last have the last's."""
+    if module.bias is None:
+        return 0.0
+    table = array(module.bias.weight)[head]
+    middle = len(table) // 2
+    return float(table[middle + max(-middle, min(distance, middle))])
+
+
 def attention(module: Any, x: np.ndarray) -> np.ndarray:
     """Plain multi-head self-attention over the rows of x."""
     q, k, v = np.split(linear(module.qkv, x), 3, axis=1)
@@ -61,9 +79,11 @@ def attention(module: Any, x: np.ndarray) -> np.ndarray:
     mixed = np.zeros_like(x)
     for h in range(module.num_heads):
         part = slice(h * width, (h + 1) * width)
-        keys = [turned(row, i) for i, row in enumerate(k[:, part])]
-        for i, row in enumerate(q[:, part]):
-            scores = np.array([turned(row, i) @ key / math.sqrt(width) for key in keys])
+        queries, keys = (normed(module, name, rows[:, part]) for name, rows in (("query", q), ("key", k)))
+        if module.bias is None:
+            queries, keys = ([turned(row, i) for i, row in enumerate(rows)] for rows in (queries, keys))
+        for i, row in enumerate(queries):
+            scores = np.array([row @ key / math.sqrt(width) + bias(module, h, i - j) for j, key in enumerate(keys)])
             mixed[i, part] = softmax(scores) @ v[:, part]
     return linear(module.out, mixed)
 
@@ -149,6 +169,8 @@ def make_events(encoder: Any, lengths: np.ndarray, num_cls: int = 3) -> Events:
         {"chunk_sizes": (3, 5), "align": "oldest", "num_summaries": 1},
         {"chunk_sizes": (64,), "ffn_ratio": 0, "age_buckets": 0, "num_heads": 4},
         {"chunk_sizes": (5,), "num_parallel": 2, "num_summaries": 3, "ffn_ratio": 2.0},
+        {"chunk_sizes": (4, 2), "qk_norm": True},
+        {"chunk_sizes": (7,), "position": "bias", "qk_norm": True, "num_heads": 4},
     ],
     ids=str,
 )

@@ -31,7 +31,7 @@ def test_it_trains_from_the_command_line(tmp_path: Path) -> None:
         (folder,) = set((tmp_path / "runs").glob("*")) - before
         return folder
 
-    teacher = train("interaction=cross_net", "sequence=din")
+    teacher = train("interaction=cross_net", "sequence=nextitnet")
     student = train("transfer=similarity", f"transfer.teacher={teacher}")
     for folder in (teacher, student):
         assert json.loads((folder / "metrics.json").read_text())["test"]["click"]["auc"] is not None

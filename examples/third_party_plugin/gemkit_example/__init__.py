@@ -13,7 +13,7 @@ def gemkit_plugin_api() -> int:
 @hookimpl
 def gemkit_components() -> list[type]:
     from gemkit_example.cross_net import CrossNet
-    from gemkit_example.din import DeepInterest
+    from gemkit_example.nextitnet import NextItNet
     from gemkit_example.similarity import SimilarityPreserving
 
-    return [CrossNet, DeepInterest, SimilarityPreserving]
+    return [CrossNet, NextItNet, SimilarityPreserving]

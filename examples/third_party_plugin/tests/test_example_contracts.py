@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from gemkit_example.cross_net import CrossNet, CrossNetConfig
-from gemkit_example.din import DeepInterest
+from gemkit_example.nextitnet import NextItNet, NextItNetConfig
 from gemkit_example.similarity import SimilarityConfig, SimilarityPreserving
 
 from gemkit.registry import load_registry
@@ -15,7 +15,10 @@ from gemkit.testing.contracts import Check
 from gemkit.testing.runs import silent, tiny_run
 from gemkit.train import train
 
-CHECKS = [*contracts(CrossNet, {"rank=1": CrossNetConfig(rank=1)}), *contracts(DeepInterest)]
+CHECKS = [
+    *contracts(CrossNet, {"rank=1": CrossNetConfig(rank=1)}),
+    *contracts(NextItNet, {"two_taps": NextItNetConfig(kernel_size=2, dilation=3)}),
+]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=str)

@@ -1,54 +1,68 @@
-"""The plain head: one MLP on the readout, one logit a task."""
+"""The plain head: a bottom that all tasks share, then one logit a task."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from gemkit.component import component
 from gemkit.config.fields import Config, option
 from gemkit.data.batch import Batch
-from gemkit.interfaces import BuildContext, Head
+from gemkit.errors import GemkitError
+from gemkit.interfaces import BuildContext
 from gemkit.nn.layers import mlp
+from gemkit_baselines.heads.banks import MLPBank
+from gemkit_baselines.heads.base import BinaryHead
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiTaskHeadConfig(Config):
     """Options of the head."""
 
+    width: ClassVar[str | None] = "hidden"
+
     name: str = "multitask"
     hidden: tuple[int, ...] = option((128, 64), "Hidden widths shared by all tasks.", ge=1)
+    tower_hidden: tuple[int, ...] = option(
+        (), "Hidden widths of each task's own tower on top of them; empty: a linear map.", ge=1
+    )
     dropout: float = option(0.0, "After each hidden layer.", ge=0, lt=1)
+
+    def check(self) -> None:
+        if self.tower_hidden and not self.hidden:
+            raise GemkitError(
+                "hidden is empty, and towers need a bottom to stand on",
+                where="hidden",
+                allowed="one width or more, with tower_hidden",
+                fix="head=single_task, where tasks share nothing",
+            )
 
 
 @component("head", MultiTaskHeadConfig)
-class MultiTaskHead(Head):
-    """Shared bottom: an MLP on the readout, then one logit for each task; masked binary cross-entropy.
-
-    The loss of a task is the weighted mean over the examples whose label counts; a task without any in the
-    batch adds nothing. Task weights come from the schema.
+class MultiTaskHead(BinaryHead):
+    """Shared bottom: an MLP on the readout, then a linear map or a tower for each task.
 
     Paper: Caruana, Multitask Learning (1997), hard parameter sharing.
     """
 
     def __init__(self, config: MultiTaskHeadConfig, context: BuildContext) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(context.readout_dim)
-        self.mlp = mlp(context.readout_dim, config.hidden, len(context.schema.tasks), config.dropout)
-        weights = torch.tensor([task.weight for task in context.schema.tasks])
-        self.register_buffer("task_weights", weights, persistent=False)
+        super().__init__(context)
+        dim, tasks = context.readout_dim, len(context.schema.tasks)
+        self.has_towers = bool(config.tower_hidden)
+        if self.has_towers:
+            self.bottom = MLPBank(dim, config.hidden, dropout=config.dropout)
+            self.towers = MLPBank(config.hidden[-1], config.tower_hidden, 1, per_input=tasks, dropout=config.dropout)
+        else:
+            self.mlp = mlp(dim, config.hidden, tasks, config.dropout)
 
     def forward(self, readout: Tensor, batch: Batch) -> Tensor:
         """Shape: (B, R) -> (B, P)."""
-        logits: Tensor = self.mlp(self.norm(readout))
+        readout = self.norm(readout)
+        logits: Tensor
+        if self.has_towers:
+            logits = self.towers(self.bottom(readout.unsqueeze(0))).squeeze(-1).t()
+        else:
+            logits = self.mlp(readout)
         return logits
-
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Shape: (B, P) -> ()."""
-        counts = batch.masks * batch.weights.unsqueeze(-1)
-        losses = F.binary_cross_entropy_with_logits(logits.float(), batch.labels, reduction="none")
-        means = (losses * counts).sum(0) / counts.sum(0).clamp(min=1e-12)
-        return (means * self.task_weights).sum()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gemkit.component import component
 from gemkit.config.fields import Config
 from gemkit.interfaces import BuildContext, Events, SequenceEncoder
-from gemkit.nn.jagged import CHUNK, ChunkPlan, chunk_plan, segment_mean
+from gemkit.nn.jagged import ChunkPlan, segment_mean
+from gemkit_baselines.sequence.pooled import pooled, pooled_plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,16 +36,12 @@ class MeanPooling(SequenceEncoder):
 
     def plan(self, lengths: np.ndarray) -> ChunkPlan:
         """The layout of histories of one event each."""
-        return chunk_plan(np.ones_like(lengths), CHUNK)
+        return pooled_plan(lengths)
+
+    def lengths_out(self, lengths: np.ndarray) -> np.ndarray:
+        """One event for each history, an empty one too."""
+        return np.ones_like(lengths)
 
     def forward(self, events: Events, query: Tensor) -> Events:
         """Shape: values (T, D) -> (U, D), one event for each history."""
-        histories = events.offsets.shape[0] - 1
-        offsets = torch.arange(histories + 1, device=events.offsets.device)
-        return events._replace(
-            values=segment_mean(events.values, events.offsets),
-            offsets=offsets,
-            ages=segment_mean(events.ages.unsqueeze(-1), events.offsets).squeeze(-1),
-            stream=events.stream.new_zeros(histories),
-            layout=events.layout._replace(max_length=1, chunks=events.layout.plan),
-        )
+        return pooled(events, segment_mean(events.values, events.offsets), events.layout.plan)
