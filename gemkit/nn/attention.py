@@ -9,8 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gemkit.errors import GemkitError
+
 SHORT = 64
 """Longest sequence for which a CPU is better off with the score matrix kept than with it recomputed."""
+
+
+def check_head_width(num_heads: int, dim: int) -> None:
+    """For the configs of encoders.
+
+    Raises:
+        GemkitError: The heads do not divide `dim` into even widths, which rotary positions need.
+    """
+    if dim % (2 * num_heads):
+        raise GemkitError(
+            f"sequence.num_heads = {num_heads} does not divide size.dim = {dim} into even head widths",
+            where="sequence.num_heads",
+            allowed=", ".join(str(h) for h in range(1, dim // 2 + 1) if dim % (2 * h) == 0) or "an even size.dim",
+        )
 
 
 class QKNorm(nn.Module):

@@ -32,7 +32,10 @@ class InterFormerConfig(Config):
         choices=FLOWS,
     )
     num_cls: int = option(
-        4, "n_sum, tokens that summarise x; put beside the events once, as CLS, by the first layer that informs events.", ge=1, le=1024
+        4,
+        "n_sum, tokens that summarise x; put beside the events once, as CLS, by the first layer that informs events.",
+        ge=1,
+        le=1024,
     )
     num_pma: int = option(2, "Learned queries that pool the events.", ge=1, le=1024)
     num_recent: int = option(2, "Newest events that the tokens see as they are.", ge=0, le=1024)

@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from gemkit.component import component
 from gemkit.config.fields import Config, option
 from gemkit.config.run import RunConfig
-from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext, Events, SequenceEncoder
-from gemkit.nn.ages import age_bucket
-from gemkit.nn.attention import SelfAttention
+from gemkit.nn.ages import AgeEmbedding
+from gemkit.nn.attention import SelfAttention, check_head_width
 from gemkit.nn.jagged import ChunkPlan, chunk_plan, from_chunks, to_chunks
 from gemkit.nn.layers import mlp
 
@@ -57,19 +56,7 @@ class PyramidConfig(Config):
     dropout: float = option(0.0, "On the attention's and the feed-forward's outputs.", ge=0, lt=1)
 
     def check_run(self, run: RunConfig) -> None:
-        self.check_dim(run.size.dim)
-
-    def check_dim(self, dim: int) -> None:
-        """
-        Raises:
-            GemkitError: The heads do not divide `dim` into even widths, which rotary positions need.
-        """
-        if dim % (2 * self.num_heads):
-            raise GemkitError(
-                f"sequence.num_heads = {self.num_heads} does not divide size.dim = {dim} into even head widths",
-                where="sequence.num_heads",
-                allowed=", ".join(str(h) for h in range(1, dim // 2 + 1) if dim % (2 * h) == 0) or "an even size.dim",
-            )
+        check_head_width(self.num_heads, run.size.dim)
 
 
 TOP_POSITIONS = 128
@@ -187,11 +174,11 @@ class PyramidEncoder(SequenceEncoder):
     def __init__(self, config: PyramidConfig, context: BuildContext) -> None:
         super().__init__()
         dim = context.dim
-        config.check_dim(dim)
+        check_head_width(config.num_heads, dim)
         self.config = config
         self.levels = nn.ModuleList(ChunkLevel(config, dim, size) for size in config.chunk_sizes)
         self.top = TopLevel(config, dim)
-        self.ages = nn.Embedding(config.age_buckets, dim) if config.age_buckets and context.layer == 0 else None
+        self.ages = AgeEmbedding(config.age_buckets, dim) if config.age_buckets and context.layer == 0 else None
 
     def plan(self, lengths: np.ndarray) -> PyramidPlan:
         """Chunks of every level, and one padded row of top-level summaries for each history."""
@@ -209,7 +196,7 @@ class PyramidEncoder(SequenceEncoder):
         plan: PyramidPlan = events.layout.plan
         values = events.values
         if self.ages is not None:
-            values = values + self.ages(age_bucket(events.ages, self.ages.num_embeddings))
+            values = values + self.ages(events.ages)
         stack = []
         for level, chunks_of in zip(self.levels, plan.levels, strict=True):
             chunks, values = level.up(values, chunks_of)

@@ -17,7 +17,6 @@ from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext, InteractionModule
 from gemkit.nn.layers import mlp
 
-
 PARTS = ("fm", "linear", "residual")
 """What a layer adds up."""
 

@@ -25,7 +25,9 @@ class DHENConfig(Config):
 
     name: str = "dhen"
     members: tuple[Any, ...] = option(
-        ("dlrm", "dcnv2"), "The ensemble: names of interaction modules, or mappings with a name and options.", filled=True
+        ("dlrm", "dcnv2"),
+        "The ensemble: names of interaction modules, or mappings with a name and options.",
+        filled=True,
     )
     ensemble: str = option(
         "concat",
@@ -85,7 +87,8 @@ class DHEN(InteractionModule):
         self.is_concat = config.ensemble == "concat"
         counts = config.tokens_of_members(self.num_tokens_out)
         self.members = nn.ModuleList(
-            _member(context, i, member, count) for i, (member, count) in enumerate(zip(config.members, counts, strict=True))
+            _member(context, i, member, count)
+            for i, (member, count) in enumerate(zip(config.members, counts, strict=True))
         )
         self.weights = MemberWeights(len(counts)) if config.ensemble == "weighted_sum" else None
         same = context.num_tokens_in == self.num_tokens_out
@@ -121,10 +124,8 @@ def _member(context: BuildContext, index: int, member: Any, num_tokens: int) -> 
     try:
         module: InteractionModule = context.build("interaction", member, num_tokens_out=num_tokens)
     except GemkitError as error:
-        where = f"interaction.members[{index}]"
-        inner = (error.where or "").removeprefix("interaction")
-        where += inner if not inner or inner.startswith(".") else f", {inner}"
-        raise GemkitError(
-            f"interaction.members[{index}]: {error.what}", where=where, allowed=error.allowed, fix=error.fix
-        ) from error
+        name, inner = f"interaction.members[{index}]", error.where or ""
+        where = inner.replace("interaction", name, 1) if inner.startswith("interaction") else f"{name}, {inner}"
+        what = error.what.removeprefix("interaction.")
+        raise GemkitError(f"{name}: {what}", where=where, allowed=error.allowed, fix=error.fix) from error
     return module

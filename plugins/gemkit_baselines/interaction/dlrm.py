@@ -30,11 +30,12 @@ class DLRMConfig(Config):
 class DLRM(InteractionModule):
     """Dot products of all pairs of tokens, beside the tokens themselves, into an MLP.
 
-    `X_out = LN(reshape(MLP([flatten(X) || x_i . x_j for i < j])))`.
+    `X_out = LN(reshape(MLP([flatten(X) || x_i . x_j / sqrt(D) for i < j])))`.
 
     Paper: DLRM (arXiv 1906.00091), section 2.2: products of all pairs, concatenated to the dense vector, top MLP.
-    Differs: all tokens go beside the products, not one: in a stack no token stands for the dense features.
-        The MLP ends in tokens instead of a logit, with LayerNorm.
+    Differs: all tokens go beside the products, not one: in a stack no token stands for the dense features. Products
+        are divided by sqrt(D), so that those of normalised tokens are as large as the tokens' numbers. The MLP ends in
+        tokens instead of a logit, with LayerNorm.
     """
 
     def __init__(self, config: DLRMConfig, context: BuildContext) -> None:
@@ -51,5 +52,6 @@ class DLRM(InteractionModule):
         """Shape: x (B, N, D) -> (B, num_tokens_out, D)."""
         # Pairs are selected from the flattened matrix: indexing both of its axes costs a third more.
         products = torch.bmm(x, x.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
+        products = products * x.shape[-1] ** -0.5
         out: Tensor = self.out(self.hidden(torch.cat([x.flatten(1), products], dim=1)))
         return out

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from gemkit.config.fields import Config, option
 from gemkit.config.run import RunConfig
-from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext, Events, SequenceEncoder
 from gemkit.nn.ages import AgeEmbedding
-from gemkit.nn.attention import QKNorm
+from gemkit.nn.attention import QKNorm, check_head_width
 from gemkit.nn.layers import mlp
 
 
@@ -35,19 +34,7 @@ class AttentionConfig(Config):
     dropout: float = option(0.0, "On the attention's and the feed-forward's outputs.", ge=0, lt=1)
 
     def check_run(self, run: RunConfig) -> None:
-        self.check_dim(run.size.dim)
-
-    def check_dim(self, dim: int) -> None:
-        """
-        Raises:
-            GemkitError: The heads do not divide `dim` into even widths, which rotary positions need.
-        """
-        if dim % (2 * self.num_heads):
-            raise GemkitError(
-                f"sequence.num_heads = {self.num_heads} does not divide size.dim = {dim} into even head widths",
-                where="sequence.num_heads",
-                allowed=", ".join(str(h) for h in range(1, dim // 2 + 1) if dim % (2 * h) == 0) or "an even size.dim",
-            )
+        check_head_width(self.num_heads, run.size.dim)
 
 
 class AttentionEncoder(SequenceEncoder):
@@ -56,7 +43,7 @@ class AttentionEncoder(SequenceEncoder):
     def __init__(self, config: AttentionConfig, context: BuildContext) -> None:
         super().__init__()
         dim = context.dim
-        config.check_dim(dim)
+        check_head_width(config.num_heads, dim)
         self.num_heads, self.dropout = config.num_heads, config.dropout
         self.ages = AgeEmbedding(config.age_buckets, dim) if config.age_buckets and context.layer == 0 else None
         self.norm = nn.LayerNorm(dim)
