@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(r"(<!-- table (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-ROBUSTNESS = re.compile(r"(<!-- robustness -->\n).*?(<!-- end -->)", re.DOTALL)
-DATA = re.compile(r"(<!-- data -->\n).*?(<!-- end -->)", re.DOTALL)
+STUDY = re.compile(r"(<!-- study (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+WHOLE = re.compile(r"(<!-- (?!end )(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 METRICS = {"auc": "AUC", "logloss": "logloss", "ne": "NE", "gauc_impressions": "gAUC (by impressions)"}
 
 
@@ -53,11 +54,18 @@ def page(text: str) -> str:
         return match[1] + table(report, match[3]) + match[4]
 
     filled, count = MARK.subn(fill, text)
-    filled = ROBUSTNESS.sub(lambda match: match[1] + robustness() + match[2], filled)
-    filled = DATA.sub(lambda match: match[1] + data() + match[2], filled)
+    filled = STUDY.sub(lambda match: match[1] + study(match[2]) + match[3], filled)
+    filled = WHOLE.sub(lambda match: match[1] + WHOLE_TABLES[match[2]]() + match[3], filled)
     if not count:
         raise SystemExit(f"{PAGE} has no table marks")
     return filled
+
+
+def study(name: str) -> str:
+    """The summary of a study of `gemkit ablate` whose reports lie in benchmarks/results/<name>/."""
+    from gemkit.studies.report import markdown_table, read_result, summary
+
+    return markdown_table(*summary(read_result(RESULTS / name))) + "\n"
 
 
 def robustness() -> str:
@@ -93,7 +101,12 @@ def robustness() -> str:
             f"{soak['growth_since_step_500']:+.2%}",
         ),
     ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [("what", "goal", "measured"), ("---",) * 3, *rows])
+    return rows_of(("what", "goal", "measured"), rows)
+
+
+def rows_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *rows])
 
 
 def data() -> str:
@@ -147,7 +160,80 @@ def data() -> str:
             f"not {alone['histories_per_batch']:,.0f})",
         ),
     ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [("what", "goal", "measured"), ("---",) * 3, *rows])
+    return rows_of(("what", "goal", "measured"), rows)
+
+
+def interaction_speed() -> str:
+    """Share of the matrix-product peak and examples/s of each interaction module."""
+    report = _read("interaction_speed")
+    header = ("four layers, one thread", "MFLOP an example, forward and backward", "share of the peak", "examples/s")
+    rows = [
+        (
+            f"`{name}`" if "," not in name else f"`{name.partition(',')[0]}`,{name.partition(',')[2]}",
+            f"{1e3 * row['gflop_per_example']:.2f}",
+            f"{row['share_of_matmul']:.0%}",
+            f"{row['examples_per_s']:,.0f}",
+        )
+        for name, row in report["modules"].items()
+    ]
+    return rows_of(header, rows)
+
+
+def history_speed_layer() -> str:
+    """Time of one layer against the length of the longest history, and how it grows."""
+    report = _read("history_speed_layer")
+    encoders = report["encoders"]
+    lengths = list(next(iter(encoders.values())))
+    header = ["ms for 8 histories", *(f"T = {int(t):,}" for t in lengths), "exponent", f"MB at {int(lengths[-1]):,}"]
+    rows = [
+        [
+            HISTORY_NAMES.get(name, f"`{name}`"),
+            *(f"{found[t]['median_ms']:,.0f}" for t in lengths),
+            f"{report['exponent_from_1024'][name]:.2f}",
+            f"{found[lengths[-1]]['memory_mb']:,.0f}",
+        ]
+        for name, found in encoders.items()
+    ]
+    return rows_of(header, rows)
+
+
+def history_speed_step() -> str:
+    """Time of a whole training step against the length of the longest history."""
+    report = _read("history_speed_step")
+    encoders = report["encoders"]
+    lengths = list(next(iter(encoders.values())))
+    header = ["ms a step", *(f"T = {int(t):,}" for t in lengths), "exponent", "times the pyramid's"]
+    rows = [
+        [
+            HISTORY_NAMES.get(name, f"`{name}`"),
+            *(f"{found[t]['median_ms']:,.0f}" for t in lengths),
+            f"{report['exponent_from_1024'][name]:.2f}",
+            f"{report['pyramid_at_longest'][name]:.1f}",
+        ]
+        for name, found in encoders.items()
+    ]
+    return rows_of(header, rows)
+
+
+HISTORY_NAMES = {
+    "padded": "full attention, padded to the longest",
+    "loop": "full attention, history by history, no padding",
+    "transformer": "full attention in buckets, `transformer`",
+}
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+WHOLE_TABLES: dict[str, Callable[[], str]] = {
+    "robustness": robustness,
+    "data": data,
+    "interaction_speed": interaction_speed,
+    "history_speed_layer": history_speed_layer,
+    "history_speed_step": history_speed_step,
+}
+"""Mark in the page -> what makes the table below it."""
 
 
 def main() -> int:

@@ -60,21 +60,23 @@ def run(args: argparse.Namespace) -> int:
     from gemkit.registry import load_registry
     from gemkit.studies.ablate import Study
     from gemkit.studies.folder import StudyFolder, study_of
+    from gemkit.studies.plan import make_plan
 
     if args.list and args.report:
         raise GemkitError("--list and --report exclude each other", where="gemkit ablate", fix="choose one")
     jobs = None if args.jobs is None else whole_number(args.jobs, "--jobs")
     registry = load_registry()
-    name, _ = _name_and_words(args.overrides)
+    name, _ = name_and_words(args.overrides)
     folder = StudyFolder(args.out or STUDIES / (name or datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
     if args.out and not (args.overrides or args.toggle):
         old = folder.definition()
         if old is None:
             raise GemkitError(f"{args.out} holds no study to go on with", where="--out", fix="name one, or what to run")
         config, config_dirs = with_options(study_of(old), args), [Path(path) for path in old["config_dirs"]]
-        study = Study(config, registry, config_dirs, folder, jobs, old["command"])
+        command = old["command"]
     else:
-        study = Study(study_config(args, registry), registry, args.config_dir, folder, jobs, _command(args))
+        config, config_dirs, command = study_config(args, registry), args.config_dir, _command(args)
+    study = Study(make_plan(config, registry, config_dirs), registry, folder, jobs, command)
     if args.list:
         for line in study.commands():
             print(line)
@@ -92,7 +94,7 @@ def study_config(args: argparse.Namespace, registry: Registry) -> StudyConfig:
     from gemkit.config.folders import config_folders
     from gemkit.config.study import StudyConfig, read_study
 
-    name, words = _name_and_words(args.overrides)
+    name, words = name_and_words(args.overrides)
     config = read_study(name, config_folders(registry, args.config_dir)) if name else StudyConfig()
     toggles = (*config.toggles, *(args.toggle or ()))
     return with_options(dataclasses.replace(config, base=(*config.base, *words), toggles=toggles), args)
@@ -108,7 +110,7 @@ def whole_number(text: str, where: str) -> int:
     return int(text)
 
 
-def _name_and_words(overrides: list[str]) -> tuple[str | None, list[str]]:
+def name_and_words(overrides: list[str]) -> tuple[str | None, list[str]]:
     """The study's name, if the first word is one, and the words of the base run."""
     if overrides and re.fullmatch(r"[\w.-]+", overrides[0]):
         return overrides[0], overrides[1:]
@@ -128,7 +130,7 @@ def with_options(config: StudyConfig, args: argparse.Namespace) -> StudyConfig:
     if args.match is not None:
         given["match"] = None if args.match == "none" else args.match
     if args.seeds is not None:
-        given["seeds"] = _seeds(args.seeds)
+        given["seeds"] = seeds_of(args.seeds)
     if args.resamples is not None:
         given["resamples"] = whole_number(args.resamples, "--resamples")
     try:
@@ -138,7 +140,7 @@ def with_options(config: StudyConfig, args: argparse.Namespace) -> StudyConfig:
         raise GemkitError(error.what, where=option, allowed=error.allowed, fix=error.fix) from error
 
 
-def _seeds(text: str) -> int | tuple[int, ...]:
+def seeds_of(text: str) -> int | tuple[int, ...]:
     """``5`` is how many; ``3,7`` and ``3,`` are the seeds themselves."""
     if "," not in text:
         return whole_number(text, "--seeds")

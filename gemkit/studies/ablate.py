@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from gemkit.config.run import RunConfig
-from gemkit.config.study import StudyConfig
 from gemkit.cost import model_cost
 from gemkit.data import storage
 from gemkit.data.dataset import Dataset
-from gemkit.data.prepare import prepare
+from gemkit.data.prepare import dataset_folder, prepare
 from gemkit.errors import GemkitError
 from gemkit.registry import Registry
 from gemkit.runs.environment import usable_cores
@@ -26,7 +25,7 @@ from gemkit.studies.display import Display
 from gemkit.studies.execute import Executor, jobs_of, train_words, unfinished
 from gemkit.studies.folder import StudyFolder
 from gemkit.studies.match import matched
-from gemkit.studies.plan import make_plan
+from gemkit.studies.plan import Plan
 from gemkit.studies.report import print_summary, write_reports
 
 
@@ -36,22 +35,14 @@ class Study:
     Args:
         jobs: Runs at once; None: a core each, or one if there is a GPU.
         command: What started it, for the report.
-
-    Raises:
-        GemkitError: A run does not compose; nothing has been started or written then.
     """
 
+    subcommand = "ablate"
+
     def __init__(
-        self,
-        config: StudyConfig,
-        registry: Registry,
-        config_dirs: Iterable[Path],
-        folder: StudyFolder,
-        jobs: int | None = None,
-        command: str = "",
+        self, plan: Plan, registry: Registry, folder: StudyFolder, jobs: int | None = None, command: str = ""
     ) -> None:
-        self.registry, self.folder, self.command = registry, folder, command
-        self.plan = make_plan(config, registry, config_dirs)
+        self.plan, self.registry, self.folder, self.command = plan, registry, folder, command
         self.given_jobs = jobs
 
     def commands(self) -> list[str]:
@@ -82,7 +73,7 @@ class Study:
             executor.run()
             failed = self._report()
         if (number := executor.stop.signal_number) is not None:
-            go_on = f"gemkit ablate --out {shlex.quote(str(self.folder.path))}"
+            go_on = f"gemkit {self.subcommand} --out {shlex.quote(str(self.folder.path))}"
             raise Stopped(f"stopped; runs that have begun go on from a checkpoint\n  go on:   {go_on}", number)
         return failed
 
@@ -108,10 +99,14 @@ class Study:
         if len(unfinished(self.plan, self.folder)) == len(jobs_of(self.plan)):
             progress.print("nothing to report: no run has finished")
         else:
-            with progress, progress.task("resample", total=self.plan.config.resamples, unit="resamples") as bar:
-                result = collect(self.plan, self.folder, self.command, bar.advance)
-            print_summary(result, write_reports(result, self.folder.path), progress.console)
+            self._write(progress)
         return sum(self.folder.error(job.variant, job.seed) is not None for job in jobs_of(self.plan))
+
+    def _write(self, progress: Progress) -> None:
+        """Makes reports of what the runs have left; at least one has finished."""
+        with progress, progress.task("resample", total=self.plan.config.resamples, unit="resamples") as bar:
+            result = collect(self.plan, self.folder, self.command, bar.advance)
+        print_summary(result, write_reports(result, self.folder.path), progress.console)
 
     def _prepare(self, progress: Progress) -> None:
         """Fetches and builds the data, and matches costs.
@@ -138,18 +133,25 @@ class Study:
         """The base's data set; all that the variants read are there afterwards.
 
         Raises:
-            GemkitError: A variant is tested on other examples than the base.
+            GemkitError: A variant is tested on other examples than the base, or wants another data set in its folder.
         """
-        opened: dict[str, Dataset] = {}
+        opened: dict[Path, Dataset] = {}
+        options: dict[Path, dict[str, Any]] = {}
         ids: np.ndarray | None = None
         for variant in self.plan.variants:
             data = variant.run.data
-            key = str((data.root, data.folder_name, data.build_options))
-            if key in opened:
+            folder = dataset_folder(data)
+            if options.setdefault(folder, data.build_options) != data.build_options:
+                raise GemkitError(
+                    f"variant '{variant.name}' would build the data set of others anew, with other options",
+                    where=str(folder),
+                    fix="give it a folder of its own, with a variant of two words: data.root=... beside the option",
+                )
+            if folder in opened:
                 continue
             with progress.callback("bytes") as fetching, progress.callback("steps") as building:
                 spec = self.registry.get("data", data.name)
-                opened[key] = dataset = prepare(spec, data, fetching, building, progress.print)
+                opened[folder] = dataset = prepare(spec, data, fetching, building, progress.print)
             own = np.sort(dataset.columns[storage.EXAMPLE_ID][dataset.split("test")])
             if ids is not None and not np.array_equal(ids, own):
                 raise GemkitError(

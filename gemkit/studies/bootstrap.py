@@ -1,7 +1,7 @@
 """How far metrics would move with other test examples: the same resamples for all runs of a study.
 
-Each run is sorted once. A resample is how often each example was drawn, so that AUC is a gather and a running sum
-over the sorted examples, and logloss a product with the examples' losses: both in time proportional to their number.
+Each run is sorted once. A resample is how often each example was drawn, so that AUC is a running sum over the sorted
+negatives, and logloss a product with the examples' losses: both in time proportional to their number.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ SEED = 0
 
 
 class Ranked(NamedTuple):
-    """One run's examples of a task in order of its logits.
+    """One run's examples of a task: positives, and negatives in order of its logits.
 
     Attributes:
-        rows: (n,) the examples.
-        positive: (n,) their labels, as float64.
-        weights: (n,)
-        starts: Where each block of equal logits begins.
+        positives, negatives: (n+,), (n-,) rows of the examples.
+        positive_weights, negative_weights: (n+,), (n-,)
+        below, upto: (n+,) how many negatives have a smaller logit than each positive; a smaller or equal one.
     """
 
-    rows: np.ndarray
-    positive: np.ndarray
-    weights: np.ndarray
-    starts: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+    positive_weights: np.ndarray
+    negative_weights: np.ndarray
+    below: np.ndarray
+    upto: np.ndarray
 
 
 def resample(
@@ -77,17 +78,18 @@ class _Task:
     def __init__(self, runs: Sequence[Predictions], task: int) -> None:
         first = runs[0]
         self.rows = np.flatnonzero(first.masks[:, task] & (first.weights > 0))
-        labels = first.labels[self.rows, task].astype(np.float64)
+        labels = first.labels[self.rows, task]
         self.weights = first.weights[self.rows].astype(np.float64)
         logits = [run.logits[self.rows, task].astype(np.float64) for run in runs]
         self.ranked = [self._ranked(z, labels) for z in logits]
         self.losses = np.stack([np.logaddexp(0.0, z) - labels * z for z in logits])
 
     def _ranked(self, logits: np.ndarray, labels: np.ndarray) -> Ranked:
-        order = np.argsort(logits, kind="stable")
-        sorted_logits = logits[order]
-        starts = np.flatnonzero(np.r_[True, sorted_logits[1:] != sorted_logits[:-1]]) if len(order) else order
-        return Ranked(self.rows[order], labels[order], self.weights[order], starts)
+        order = np.argsort(logits)
+        positives, negatives = order[labels[order]], order[~labels[order]]
+        below, upto = (np.searchsorted(logits[negatives], logits[positives], side) for side in ("left", "right"))
+        rows, weights = self.rows, self.weights
+        return Ranked(rows[positives], rows[negatives], weights[positives], weights[negatives], below, upto)
 
     def logloss(self, counts: np.ndarray) -> np.ndarray:
         """Shape: (N,) -> (runs,)."""
@@ -98,16 +100,13 @@ class _Task:
 
 def auc(ranked: Ranked, counts: np.ndarray) -> float:
     """AUC of a resample; NaN if it has one class only. Shape: counts (N,)."""
-    weights = counts[ranked.rows] * ranked.weights
-    positives = weights * ranked.positive
-    negatives = weights - positives
-    if len(ranked.starts) < len(weights):
-        positives, negatives = np.add.reduceat(positives, ranked.starts), np.add.reduceat(negatives, ranked.starts)
-    pairs = positives.sum() * negatives.sum()
+    positives = counts[ranked.positives] * ranked.positive_weights
+    negatives = np.zeros(len(ranked.negatives) + 1)
+    np.cumsum(counts[ranked.negatives] * ranked.negative_weights, out=negatives[1:])
+    pairs = positives.sum() * negatives[-1]
     if not pairs > 0:
         return float("nan")
-    below = np.cumsum(negatives) - negatives
-    return float(positives @ (below + negatives / 2) / pairs)
+    return float(positives @ (negatives[ranked.below] + negatives[ranked.upto]) / (2 * pairs))
 
 
 def check_same(runs: Sequence[tuple[str, Predictions]]) -> None:

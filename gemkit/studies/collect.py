@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -97,7 +97,7 @@ def collect(
         resampled=plan.config.resample,
         variants=tuple(variants),
         notes=tuple(_notes(plan, variants, runs, bool(moved))),
-        environment=_environment(first),
+        environment=environment_of(first),
     )
 
 
@@ -215,7 +215,8 @@ def _diff(base: Variant, variant: Variant) -> str:
     return "\n".join(difflib.unified_diff(here, there, base.name, variant.name, lineterm="", n=1))
 
 
-def _environment(run: Run) -> dict[str, Any]:
+def environment_of(run: Run) -> dict[str, Any]:
+    """environment.json of a run; empty if it has none."""
     path = run.folder.path / ENVIRONMENT
     loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return loaded
@@ -238,12 +239,17 @@ def _notes(
         notes.append("One seed says nothing about the chance of seeds: no difference is resolved.")
     if not resampled:
         notes.append("No run saved its test predictions: the intervals are about seeds alone.")
-    commits = {json.dumps([e.get("gemkit"), e.get("git")], sort_keys=True) for e in map(_environment, runs.values())}
-    if len(commits) > 1:
-        notes.append("The runs were made by different versions of gemkit (environment.json in their folders).")
+    notes += version_notes(runs.values())
     count = len(variants) - 1
     notes.append(
         f"Comparisons with the base in each table: {count}. If no variant differed from it, chance alone would have "
         f"about {0.05 * count:.2g} of them called better or worse, at 95 %."
     )
     return notes
+
+
+def version_notes(runs: Iterable[Run]) -> list[str]:
+    """A sentence, if not all runs were made by the same version of gemkit."""
+    commits = {json.dumps([e.get("gemkit"), e.get("git")], sort_keys=True) for e in map(environment_of, runs)}
+    sentence = "The runs were made by different versions of gemkit (environment.json in their folders)."
+    return [sentence] if len(commits) > 1 else []

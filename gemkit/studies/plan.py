@@ -68,17 +68,14 @@ def make_plan(config: StudyConfig, registry: Registry, config_dirs: Iterable[Pat
         GemkitError: The base or a variant does not compose, which is named; or there is nothing to compare.
     """
     folders = tuple(config_dirs)
-    base = _compose(BASE, config.base, registry, folders)
-    first = Variant(name=BASE, slug=BASE, words=(), overrides=config.base, run=base)
+    first = make_base(config.base, registry, folders)
     variants, notes = [first], []
     for name, words in _named_words(config, registry, folders):
-        overrides = (*_still_meant(config.base, words, base, registry, folders), *words)
-        run = _compose(name, overrides, registry, folders)
-        if twin := next((v for v in variants if v.run == run), None):
+        variant = make_variant(name, words, first, registry, folders, [v.slug for v in variants])
+        if twin := next((v for v in variants if v.run == variant.run), None):
             notes.append(f"{name} is the base." if twin is first else f"{name} is the same run as {twin.name}.")
             continue
-        slug = _slug(name, [v.slug for v in variants])
-        variants.append(Variant(name=name, slug=slug, words=words, overrides=overrides, run=run))
+        variants.append(variant)
     if len(variants) == 1:
         raise GemkitError(
             "there is nothing to compare: " + ("every variant is the base" if notes else "the study has no variants"),
@@ -89,6 +86,37 @@ def make_plan(config: StudyConfig, registry: Registry, config_dirs: Iterable[Pat
     return Plan(
         config=config, variants=tuple(variants), seeds=config.seed_list, config_dirs=folders, notes=tuple(notes)
     )
+
+
+def make_base(words: tuple[str, ...], registry: Registry, config_dirs: Sequence[Path]) -> Variant:
+    """The base run.
+
+    Raises:
+        GemkitError: It does not compose.
+    """
+    run = _compose(BASE, words, registry, config_dirs)
+    return Variant(name=BASE, slug=BASE, words=(), overrides=words, run=run)
+
+
+def make_variant(
+    name: str,
+    words: tuple[str, ...],
+    base: Variant,
+    registry: Registry,
+    config_dirs: Sequence[Path],
+    slugs: Sequence[str],
+) -> Variant:
+    """The base run with these words after its own.
+
+    Args:
+        slugs: Names of folders that are taken.
+
+    Raises:
+        GemkitError: It does not compose; says that it is this variant.
+    """
+    overrides = (*_still_meant(base.overrides, words, base.run, registry, config_dirs), *words)
+    run = _compose(name, overrides, registry, config_dirs)
+    return Variant(name=name, slug=_slug(name, slugs), words=words, overrides=overrides, run=run)
 
 
 def _named_words(

@@ -58,7 +58,7 @@ def to_markdown(result: StudyResult) -> str:
         f"Data set `{result.dataset}`, {result.num_examples:,} test examples; seeds {_listed(result.seeds)}; base: "
         f"`{' '.join(result.base) or 'the default run'}`.",
         f"## {_title(result.task, result.metric)}",
-        _markdown_table(*summary(result)),
+        markdown_table(*summary(result)),
         "Differences are from the base, paired by seed. " + _chance(result, result.task, result.metric),
         "FLOPs are those of a training step. Runs shared the machine, which examples/s has in it.",
         "## Notes",
@@ -66,7 +66,7 @@ def to_markdown(result: StudyResult) -> str:
     ]
     others = [(task, metric) for task, metric in _tables(result) if (task, metric) != (result.task, result.metric)]
     for task, metric in others:
-        parts += [f"## {_title(task, metric)}", _markdown_table(*comparison(result, task, metric))]
+        parts += [f"## {_title(task, metric)}", markdown_table(*comparison(result, task, metric))]
         parts.append(_chance(result, task, metric))
     failed = [(v.name, seed, error) for v in result.variants for seed, error in v.failures.items()]
     if failed:
@@ -76,9 +76,11 @@ def to_markdown(result: StudyResult) -> str:
 
 
 def print_summary(result: StudyResult, paths: Sequence[Path], console: Console) -> None:
-    """The summary, the notes and where the reports are."""
+    """The summary as far as a terminal is wide, the notes and where the reports are."""
     header, rows = summary(result)
-    print_table(_title(result.task, result.metric), header, rows, console)
+    shown = [i for i, name in enumerate(header) if "relative" not in name]
+    short = [[row[i].partition("; ")[0] for i in shown] for row in rows]
+    print_table(_title(result.task, result.metric), [header[i] for i in shown], short, console)
     for line in (answer(result), *(f"note: {note}" for note in result.notes), *map(str, paths)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -145,7 +147,8 @@ def _title(task: str, metric: str) -> str:
     return f"{metric_name(metric)} of {task}"
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown has it; bars in cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
