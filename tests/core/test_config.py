@@ -134,7 +134,7 @@ def test_every_shipped_yaml_composes_with_the_installed_plugins() -> None:
 def test_every_shipped_study_composes_with_the_installed_plugins() -> None:
     installed = load_registry()
     studies = studies_in(config_folders(installed))
-    assert {"autoint_interactions", "sequence_encoders", "flows"} <= studies.keys()
+    assert {"movielens1m_autoint_interactions", "movielens1m_histories", "wukong_parts"} <= studies.keys()
     for name in studies:
         plan = make_plan(read_study(name, config_folders(installed)), installed)
         assert len(plan.variants) > 1
