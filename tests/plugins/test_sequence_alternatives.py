@@ -68,7 +68,7 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def linear(module: Any, x: np.ndarray) -> np.ndarray:
-    return x @ array(module.weight).T + array(module.bias)
+    return x @ array(module.weight).T + (0.0 if module.bias is None else array(module.bias))
 
 
 def layer_norm(module: Any, x: np.ndarray) -> np.ndarray:
@@ -244,6 +244,17 @@ def test_what_reaches_an_event(name: str, options: dict[str, Any], reached: rang
     assert torch.nonzero(gradient.abs().sum(1)).flatten().tolist() == [3 + i for i in reached]
     (gradient,) = torch.autograd.grad(out.cls[1].sum(), values)
     assert torch.nonzero(gradient.abs().sum(1)).flatten().tolist() == [3 + i for i in range(40)]
+
+
+def test_a_window_does_not_wrap_around() -> None:
+    """In a batch of one history the chunk before the first is not the last."""
+    encoder = build("sliding_window", window=6, both_sides=True)
+    events = make_events(encoder, np.array([40]))
+    values = events.values.clone().requires_grad_()
+    out = encoder(events._replace(values=values), torch.empty(0)).values
+    for event, reached in ((0, range(0, 6)), (39, range(34, 40))):
+        (gradient,) = torch.autograd.grad(out[event].sum(), values, retain_graph=True)
+        assert torch.nonzero(gradient.abs().sum(1)).flatten().tolist() == list(reached)
 
 
 def test_window_attention_of_three_events_by_hand() -> None:

@@ -58,7 +58,7 @@ def padded(rows: Tensor, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
 def copy(target: Any, source: Any) -> None:
     with torch.no_grad():
         target.weight.copy_(source.weight)
-        target.bias.copy_(source.bias)
+        target.bias.copy_(torch.zeros_like(target.bias) if source.bias is None else source.bias)
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:

@@ -26,7 +26,7 @@ class NextItNetConfig(Config):
 class NextItNet(SequenceEncoder):
     """`X + ReLU(LN(W2(ReLU(LN(W1 X)))))`, W1 and W2 causal convolutions with dilation d and 2 d.
 
-    Paper: NextItNet (arXiv 1808.05163), section 3.4, the second of its residual blocks.
+    Paper: NextItNet (arXiv 1808.05163), the residual block of two dilated convolutions.
     Differs: layer i multiplies the dilation by 4^i, and after 4 layers begins anew; CLS tokens pass through.
     """
 

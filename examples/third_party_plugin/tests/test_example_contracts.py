@@ -1,18 +1,23 @@
-"""gemkit's contract suite on this plugin's components."""
+"""gemkit's contract suite on this plugin's components, and the numbers that it cannot know."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
+import torch
 from gemkit_example.cross_net import CrossNet, CrossNetConfig
 from gemkit_example.nextitnet import NextItNet, NextItNetConfig
 from gemkit_example.similarity import SimilarityConfig, SimilarityPreserving
+from torch.nn import functional as F
 
+from gemkit.component import spec_of
 from gemkit.registry import load_registry
-from gemkit.testing import contracts
+from gemkit.testing import bench, contracts
 from gemkit.testing.contracts import Check
 from gemkit.testing.runs import silent, tiny_run
+from gemkit.testing.tolerances import assert_close
 from gemkit.train import train
 
 CHECKS = [
@@ -24,6 +29,19 @@ CHECKS = [
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 def test_contract(check: Check) -> None:
     check()
+
+
+def test_nextitnet_equals_convolutions_of_single_histories() -> None:
+    module = bench.build(spec_of(NextItNet), NextItNetConfig(), layer=1)
+    events = bench.make_inputs(module, bench.some_rows()).events
+    out = module(events, torch.empty(0)).values
+    for start, end in itertools.pairwise(events.offsets.unique().tolist()):  # an empty history begins where it ends
+        x = events.values[start:end]
+        for linear, norm, dilation in zip(module.convolutions, module.norms, (4, 8), strict=True):
+            kernel = linear.weight.view(bench.DIM, 3, bench.DIM).transpose(1, 2).flip(2)  # taps were newest first
+            padded = F.pad(x.t(), (2 * dilation, 0))
+            x = torch.relu(norm(F.conv1d(padded, kernel, linear.bias, dilation=dilation).t()))
+        assert_close(out[start:end], events.values[start:end] + x, "a history")
 
 
 def test_transfer(tmp_path: Path) -> None:

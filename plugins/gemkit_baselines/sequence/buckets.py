@@ -41,7 +41,10 @@ class BucketPlan(NamedTuple):
 
 
 def bucket_plan(lengths: np.ndarray) -> BucketPlan:
-    """Sorts histories by length and puts neighbours into one bucket, as wide as the longest of them."""
+    """Sorts histories by length and puts neighbours into one bucket, as wide as the longest of them.
+
+    `torch.compile` makes one graph for each number of buckets.
+    """
     lengths = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-lengths, kind="stable")
     falling = lengths[order]

@@ -62,6 +62,17 @@ class Dice(nn.Module):
         return p * x + (1 - p) * self.alpha * x
 
 
+class FromOne(nn.Linear):
+    """A linear map that begins near one, so that training begins near sum pooling.
+
+    Shape: (T, E) -> (T, 1).
+    """
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.ones_(self.bias)
+
+
 class ActivationUnit(nn.Module):
     """What an event has to do with the target, as a number.
 
@@ -75,7 +86,9 @@ class ActivationUnit(nn.Module):
         for hidden in config.hidden:
             layers += [nn.Linear(width, hidden), make_activation(config.activation, hidden)]
             width = hidden
-        self.mlp = nn.Sequential(*layers, nn.Linear(width, 1))
+        # Softmax takes no notice of what is added to all scores.
+        last = nn.Linear(width, 1, bias=False) if config.softmax else FromOne(width, 1)
+        self.mlp = nn.Sequential(*layers, last)
 
     def forward(self, event: Tensor, target: Tensor) -> Tensor:
         out: Tensor = self.mlp(torch.cat([target, event, target - event, target * event], dim=-1))
@@ -98,7 +111,8 @@ class DIN(SequenceEncoder):
     Paper: Deep Interest Network (arXiv 1706.06978), section 4.3, equation 3.
     Differs: the unit sees difference and product of target and event, as the authors' code has it, where the paper
         draws an outer product; the item's tokens, side by side, become one vector by a linear map, as an event's
-        fields do in the tokenizer; CLS tokens pass through; in later layers the sum is over one vector.
+        fields do in the tokenizer; weights begin near one; CLS tokens pass through; in later layers the sum is over one
+        vector.
     """
 
     shares_histories = False
