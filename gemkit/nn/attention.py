@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gemkit.errors import GemkitError
-
-SHORT = 64
-"""Longest sequence for which a CPU is better off with the score matrix kept than with it recomputed."""
 
 
 def check_head_width(num_heads: int, dim: int) -> None:
@@ -109,8 +103,6 @@ class SelfAttention(nn.Module):
 def attention(qkv: Tensor, valid: Tensor, num_heads: int, bias: Tensor | None = None) -> Tensor:
     """`softmax(R(q) R(k)^T / sqrt(E)) v` in each head, R being the rotary embedding; with `bias`, without R.
 
-    A CPU in full precision takes `ShortAttention` where sequences are short, else PyTorch's fused attention.
-
     Args:
         qkv: Queries, keys and values side by side.
         valid: (K, L) bool, slots that may be attended to; or (K, L, L), those that each slot may attend to. At least
@@ -119,22 +111,19 @@ def attention(qkv: Tensor, valid: Tensor, num_heads: int, bias: Tensor | None = 
 
     Shape: (K, L, 3 D) -> (K, L, D).
     """
-    visible = valid if valid.dim() == 3 else valid.unsqueeze(1)
     count, length, width = qkv.shape
     dim = width // 3
-    if bias is not None:
-        q, k, v = qkv.view(count, length, 3, num_heads, dim // num_heads).permute(2, 0, 3, 1, 4)
-        mask = bias.masked_fill(~visible.unsqueeze(1), -torch.inf)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(count, length, dim)
-    turn = turns(length, dim // num_heads // 2, qkv.device)
-    if qkv.device.type == "cpu" and qkv.dtype in (torch.float32, torch.float64) and 0 < length <= SHORT and count:
-        return cast(Tensor, ShortAttention.apply(qkv, visible, turn, num_heads))  # type: ignore[no-untyped-call]
-    qk, v = torch.split(qkv, [2 * dim, dim], dim=-1)
     head_dim = dim // num_heads  # not -1: without any event there are no sequences, and -1 would be ambiguous
-    qk = rotate(qk.reshape(count, length, 2 * num_heads, head_dim), turn)
+    qk, v = torch.split(qkv, [2 * dim, dim], dim=-1)
+    qk = qk.reshape(count, length, 2 * num_heads, head_dim)
+    mask = (valid if valid.dim() == 3 else valid.unsqueeze(1)).unsqueeze(1)
+    if bias is None:
+        qk = rotate(qk, turns(length, head_dim // 2, qkv.device))
+    else:
+        mask = bias.masked_fill(~mask, -torch.inf)
     q, k = qk.view(count, length, 2, num_heads, head_dim).permute(2, 0, 3, 1, 4)
     v = v.view(count, length, num_heads, head_dim).transpose(1, 2)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible.unsqueeze(1))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return mixed.transpose(1, 2).reshape(count, length, dim)
 
 
@@ -159,46 +148,3 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 
 def _pairs(x: Tensor) -> Tensor:
     return torch.view_as_complex(torch.unflatten(x, -1, (-1, 2)))
-
-
-class ShortAttention(torch.autograd.Function):
-    """Attention by batched matrix products on slices of qkv, whose gradient is written in one piece.
-
-    PyTorch's fused kernel for CPUs wants heads apart, and its gradients have to be put together again: at 800
-    sequences of 32 slots that copying costs as much as the attention itself.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, visible: Tensor, turn: Tensor, num_heads: int) -> Tensor:
-        dim = qkv.shape[-1] // 3
-        qk = rotate(torch.unflatten(qkv[..., : 2 * dim], -1, (2 * num_heads, -1)), turn).flatten(-2)
-        bias = torch.zeros_like(visible, dtype=qkv.dtype).masked_fill_(~visible, -torch.inf)
-        weights, mixed = [], []
-        for q, k, v in _heads(qk, qkv, num_heads):
-            scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(q.shape[-1]))
-            weights.append(scores.softmax(-1))
-            mixed.append(torch.bmm(weights[-1], v))
-        ctx.save_for_backward(qkv, qk, turn, *weights)
-        return torch.cat(mixed, dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        qkv, qk, turn, *weights = ctx.saved_tensors
-        num_heads, dim = len(weights), qkv.shape[-1] // 3
-        parts: tuple[list[Tensor], ...] = ([], [], [])
-        of_heads = gradients[0].chunk(num_heads, dim=-1)
-        for (q, k, v), p, g in zip(_heads(qk, qkv, num_heads), weights, of_heads, strict=True):
-            d_p = torch.bmm(g, v.transpose(1, 2))
-            d_scores = torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype).mul_(1 / math.sqrt(q.shape[-1]))
-            parts[0].append(torch.bmm(d_scores, k))
-            parts[1].append(torch.bmm(d_scores.transpose(1, 2), q))
-            parts[2].append(torch.bmm(p.transpose(1, 2), g))
-        d_qkv = torch.cat([*parts[0], *parts[1], *parts[2]], dim=-1)
-        _pairs(torch.unflatten(d_qkv[..., : 2 * dim], -1, (2 * num_heads, -1))).mul_(turn.conj())
-        return d_qkv, None, None, None
-
-
-def _heads(qk: Tensor, qkv: Tensor, num_heads: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    dim = qkv.shape[-1] // 3
-    queries, keys = (part.chunk(num_heads, dim=-1) for part in torch.split(qk, dim, dim=-1))
-    return list(zip(queries, keys, qkv[..., 2 * dim :].chunk(num_heads, dim=-1), strict=True))
