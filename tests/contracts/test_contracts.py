@@ -37,7 +37,7 @@ MORE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
             "members": ({"name": "dcnv2", "rank": 4}, "autoint", {"name": "wukong", "cross_layer_attention": True}),
             "ensemble": "weighted_sum",
         },
-        "nested": {"members": ({"name": "dhen", "members": ("dlrm", "fm"), "ensemble": "sum"}, "masknet")},
+        "nested": {"members": ({"name": "dhen", "members": ["dlrm", "fm"], "ensemble": "sum"}, "masknet")},
     },
     ("interaction", "dlrm"): {
         "self_products": {"self_products": True, "hidden": (8, 5), "dropout": 0.2},

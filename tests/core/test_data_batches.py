@@ -104,7 +104,11 @@ def test_layout_is_known_to_the_host(data):
     lengths = batch.history.offsets.diff().tolist()
     assert batch.history.layout.max_length == max(lengths)
     assert batch.history.layout.chunks.position.numel() == sum(lengths)
-    planned = gather(data, [3, 1, 4], layout=lambda lengths, stream: plain_layout(lengths)._replace(plan=lengths.tolist()))
+
+    def layout(lengths, stream):
+        return plain_layout(lengths)._replace(plan=lengths.tolist())
+
+    planned = gather(data, [3, 1, 4], layout=layout)
     assert planned.history.layout.plan == lengths
 
 

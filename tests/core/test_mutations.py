@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_mutations_are_of_every_section_and_component() -> None:
     keys = {(t.section, t.words) for t in targets(registry)}
     assert {"train", "size", "optimizer"} < {section for section, _ in keys}
     for spec in registry.specs():
-        if [f for f in spec.config.__dataclass_fields__ if f != "name"] and spec.name != "table":
+        if [f for f in dataclasses.fields(spec.config) if f.name != "name"] and spec.name != "table":
             assert any(f"{spec.kind}={spec.name}" in words for _, words in keys)
 
 

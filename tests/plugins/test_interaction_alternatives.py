@@ -102,20 +102,20 @@ def test_dlrm(options: dict[str, Any]) -> None:
     pairs = combinations_with_replacement if options.get("self_products") else combinations
 
     def reference(module: Any, x: np.ndarray) -> np.ndarray:
-        products = [sum(a * b for a, b in zip(u, v, strict=True)) for u, v in pairs(x, 2)]
+        products = [sum(a * b for a, b in zip(u, v, strict=True)) / math.sqrt(D) for u, v in pairs(x, 2)]
         return to_tokens(module.out, perceptron(module.hidden, np.array([*x.reshape(-1), *products])))
 
     check(layer("dlrm", **({"hidden": (7,)} | options)), reference)
 
 
 def test_dlrm_products_by_hand() -> None:
-    """Tokens (1, 2), (3, 4), (5, 6): products 11, 17, 39, in the order of pairs 01, 02, 12."""
+    """Tokens of D = 4: products 11, 17, 39, in the order of pairs 01, 02, 12, and halved."""
     spec = load_registry().get("interaction", "dlrm")
-    module = spec.cls(spec.config(hidden=()), bench.context(num_tokens_in=3, num_tokens_out=1, dim=2))
+    module = spec.cls(spec.config(hidden=()), bench.context(num_tokens_in=3, num_tokens_out=1, dim=4))
     seen: list[torch.Tensor] = []
     module.out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    module(torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]), [])
-    assert seen[0].tolist() == [[1, 2, 3, 4, 5, 6, 11, 17, 39]]
+    module(torch.tensor([[[1.0, 2.0, 0.0, 0.0], [3.0, 4.0, 0.0, 0.0], [5.0, 6.0, 0.0, 0.0]]]), [])
+    assert seen[0].tolist() == [[1, 2, 0, 0, 3, 4, 0, 0, 5, 6, 0, 0, 5.5, 8.5, 19.5]]
 
 
 # --- FM -----------------------------------------------------------------------------------------------------
@@ -348,7 +348,8 @@ def test_dhen(ensemble: str, num_tokens_out: int) -> None:
     module = layer("dhen", num_tokens_out=num_tokens_out, members=members, ensemble=ensemble)
     check(module, reference)
     counts = [member.num_tokens_out for member in module.members]
-    assert counts == ([{5: 2, 7: 3}[num_tokens_out], 2, {5: 1, 7: 2}[num_tokens_out]] if ensemble == "concat" else [num_tokens_out] * 3)
+    shares = {N: [2, 2, 1], 7: [3, 2, 2]}[num_tokens_out]
+    assert counts == (shares if ensemble == "concat" else [num_tokens_out] * 3)
 
 
 def test_dhen_inside_dhen() -> None:
@@ -392,8 +393,9 @@ def test_a_wrong_member_is_named(member: Any, where: str) -> None:
 
 
 def test_more_members_than_tokens_are_refused() -> None:
-    with pytest.raises(GemkitError, match="7 modules") as caught:
-        compose(["interaction=dhen", f"interaction.members=[{','.join(['fm'] * 7)}]", "size.num_tokens=6"], load_registry())
+    overrides = ["interaction=dhen", "interaction.members=[fm,fm,fm]", "size.num_tokens=2"]
+    with pytest.raises(GemkitError, match="3 modules") as caught:
+        compose(overrides, load_registry())
     assert caught.value.where == "interaction.members"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +74,8 @@ def test_products_are_those_of_torchrecs_dlrm(torchrec: Any) -> None:
     x = examples()
     expected = public(x[:, 0], x[:, 1:])
     ours = before(module := layer("dlrm", hidden=()), module.out)
-    assert_close(torch.cat([ours[:, :D], ours[:, WIDTH:]], dim=1), expected, "first token and products")
+    products = ours[:, WIDTH:] * math.sqrt(D)
+    assert_close(torch.cat([ours[:, :D], products], dim=1), expected, "first token and products")
 
 
 def test_one_machine_on_tokens_of_one_number_is_torchrecs_fm(torchrec: Any) -> None:
@@ -184,7 +186,8 @@ def test_pairs_are_fuxictrs(fuxictr: Any) -> None:
     """Products for DLRM, and the sum of all pairs' elementwise products for FM."""
     interaction = fuxictr("fuxictr.pytorch.layers").InnerProductInteraction
     ours = before(module := layer("dlrm", hidden=()), module.out)
-    assert_close(ours[:, WIDTH:], interaction(N, output="inner_product")(examples()), "products")
+    products = ours[:, WIDTH:] * math.sqrt(D)
+    assert_close(products, interaction(N, output="inner_product")(examples()), "products")
     module = layer("fm", num_machines=1)
     copy(torch.ones(N), module.machines.weight)
     pairs = before(module, module.norm) - module.linear(examples())
@@ -214,7 +217,7 @@ def test_gates_are_fuxictrs(fuxictr: Any) -> None:
     for i, stream in enumerate((module.stream1, module.stream2)):
         copy(getattr(selection, f"fs{i + 1}_ctx_bias"), stream[0].context)
         mlp = getattr(selection, f"fs{i + 1}_gate").mlp
-        stream[0].mlp.load_state_dict({k: v for k, v in mlp.state_dict().items()})
+        stream[0].mlp.load_state_dict(mlp.state_dict())
         assert_close(stream[0](examples()), expected[i], f"features of stream {i + 1}")
 
 

@@ -61,9 +61,9 @@ class AutoInt(InteractionModule):
 
     Paper: AutoInt (arXiv 1810.11921), section 4.4.
     Differs: scores are scaled, because normalised tokens would saturate the softmax; `scaled=false` is as printed. The
-        last interacting layer's output is mapped back to D and, where it changes, to the number of tokens,
-        with LayerNorm, so that layers stack. The paper's model is three of them (size.num_blocks=3); AutoInt+ has an
-        MLP beside it, ours is the head's.
+        last interacting layer's output is mapped back to D and, where it changes, to the number of tokens, with
+        LayerNorm, so that layers stack: the paper's three layers are size.num_blocks=3. AutoInt+ has an MLP beside
+        them, gemkit one behind them: the head's.
     """
 
     def __init__(self, config: AutoIntConfig, context: BuildContext) -> None:

@@ -73,18 +73,12 @@ class FinalMLP(InteractionModule):
 
     def __init__(self, config: FinalMLPConfig, context: BuildContext) -> None:
         super().__init__()
-        n, d = context.num_tokens_in, context.dim
         self.num_tokens_out = context.num_tokens_out
         self.heads = (config.num_heads, config.head_dim)
+        self.stream1 = _stream(config, context, "user", config.hidden)
+        self.stream2 = _stream(config, context, "item", config.hidden if config.hidden2 is None else config.hidden2)
         width = config.num_heads * config.head_dim
-        for i, (hidden, role) in enumerate(((config.hidden, "user"), (config.hidden2, "item"))):
-            by_role = config.gating == "roles" and context.layer == 0
-            positions = context.tokens_of(role) if by_role else []
-            gate = nn.Flatten() if config.gating == "none" else FeatureGate(n, d, config.gate_hidden, positions)
-            widths = (*(config.hidden if hidden is None else hidden), width)
-            stream = nn.Sequential(gate, *hidden_layers(n * d, widths, config.dropout))
-            self.add_module(f"stream{i + 1}", stream)
-        self.out = ToTokens(2 * width + width * config.head_dim, self.num_tokens_out, d)
+        self.out = ToTokens(2 * width + width * config.head_dim, self.num_tokens_out, context.dim)
 
     def forward(self, x: Tensor, earlier: Sequence[Tensor]) -> Tensor:
         """Shape: x (B, N, D) -> (B, num_tokens_out, D)."""
@@ -93,3 +87,10 @@ class FinalMLP(InteractionModule):
         products = first.unflatten(-1, self.heads).unsqueeze(-1) * second.unflatten(-1, self.heads).unsqueeze(-2)
         out: Tensor = self.out(torch.cat([first, second, products.flatten(1)], dim=1))
         return out
+
+
+def _stream(config: FinalMLPConfig, context: BuildContext, role: str, hidden: tuple[int, ...]) -> nn.Sequential:
+    n, d = context.num_tokens_in, context.dim
+    positions = context.tokens_of(role) if config.gating == "roles" and context.layer == 0 else []
+    gate = nn.Flatten() if config.gating == "none" else FeatureGate(n, d, config.gate_hidden, positions)
+    return nn.Sequential(gate, *hidden_layers(n * d, (*hidden, config.num_heads * config.head_dim), config.dropout))

@@ -25,7 +25,7 @@ class MaskNetConfig(Config):
     structure: str = option(
         "serial", "Mask blocks on top of each other, or side by side.", choices=("serial", "parallel")
     )
-    blocks: tuple[int, ...] = option((256, 256), "Output width of each mask block.", ge=1, filled=True)
+    blocks: tuple[int, ...] = option((128, 128), "Output width of each mask block.", ge=1, filled=True)
     reduction: float = option(
         1.0, "Hidden width of the mask's MLP, relative to the width of what is masked.", gt=0, le=64
     )
