@@ -26,8 +26,11 @@ from pages import ROOT, Block
 
 from gemkit.cli.ablate import study_config
 from gemkit.cli.main import main, parse
+from gemkit.cli.scale import ladder_config
 from gemkit.config.compose import GROUPS, compose, compose_section
 from gemkit.config.files import read_config_file
+from gemkit.config.ladder import GROUP as LADDERS
+from gemkit.config.ladder import read_ladder
 from gemkit.config.run import RunConfig
 from gemkit.config.study import is_study, read_study
 from gemkit.cost import model_cost
@@ -35,6 +38,7 @@ from gemkit.errors import GemkitError
 from gemkit.registry import load_registry
 from gemkit.session import open_dataset
 from gemkit.studies.plan import make_plan
+from gemkit.studies.scaling.plan import make_ladder
 from gemkit.testing.runs import silent, table_config
 from gemkit.train import train
 
@@ -62,6 +66,7 @@ class Script:
         """What the last command complained about, until a block has shown it."""
         self._choices: list[Path] = []
         self._studies: list[Path] = []
+        self._ladders: list[Path] = []
 
     def run(self, block: Block) -> None:
         """Handles one block."""
@@ -96,6 +101,9 @@ class Script:
             study = read_study(path.stem, [path.parent.parent])
             make_plan(study, load_registry(), [path.parent.parent])
             self.done["study"] += 1
+        for path in self._ladders:
+            make_ladder(read_ladder(path.stem, [path.parent.parent]), load_registry(), [path.parent.parent])
+            self.done["ladder"] += 1
 
     def _write(self, block: Block) -> None:
         path = self.folder / block.title
@@ -103,8 +111,11 @@ class Script:
         path.write_text(block.text, encoding="utf-8")
         if block.language == "yaml":
             assert isinstance(yaml.safe_load(block.text), dict)
-            assert path.parent.name in GROUPS, f"{block.title} is no choice of a group"
-            (self._studies if is_study(read_config_file(path)) else self._choices).append(path)
+            if path.parent.name == LADDERS:
+                self._ladders.append(path)
+            else:
+                assert path.parent.name in GROUPS, f"{block.title} is no choice of a group"
+                (self._studies if is_study(read_config_file(path)) else self._choices).append(path)
         elif block.language == "toml":
             tomllib.loads(block.text)
         elif block.language == "python":
@@ -159,6 +170,11 @@ class Script:
             elif argv[0] == "ablate":
                 if args.overrides or args.toggle:  # else it goes on with a folder that the reader has
                     make_plan(study_config(args, load_registry()), load_registry(), args.config_dir)
+                    self.done["planned"] += 1
+                return
+            elif argv[0] == "scale":
+                if args.overrides or args.rung:
+                    make_ladder(ladder_config(args, load_registry()), load_registry(), args.config_dir)
                     self.done["planned"] += 1
                 return
             elif argv[0] not in ("train", "config", "components") or argv[0] == "train":

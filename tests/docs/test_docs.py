@@ -17,6 +17,7 @@ import gemkit
 from gemkit.component import KINDS, OPTIONAL_KINDS
 from gemkit.config.build import CORE
 from gemkit.config.compose import GROUPS, PATCHES, compose, load_run_config, to_yaml
+from gemkit.config.ladder import ladders_in
 from gemkit.config.study import studies_in
 from gemkit.data.schema import Schema, Task
 from gemkit.metrics.streaming import StreamingMetrics
@@ -27,10 +28,10 @@ from gemkit.train import train
 FOLDERS = ("gemkit", "plugins", "kernels", "configs", "tests", "docs", "examples", "benchmarks", "constraints", ".ci")
 """A code span that begins with one of them and a slash is a path of the repository."""
 
-STUDIES = studies_in([ROOT / "configs"])
-"""They are several runs each; tests/core/test_config.py composes them."""
+SEVERAL_RUNS = [*studies_in([ROOT / "configs"]).values(), *ladders_in([ROOT / "configs"]).values()]
+"""Studies and ladders; tests/core/test_config.py and tests/core/test_scale_run.py compose them."""
 
-CONFIGS = [file for file in sorted((ROOT / "configs").rglob("*.yaml")) if file not in STUDIES.values()]
+CONFIGS = [file for file in sorted((ROOT / "configs").rglob("*.yaml")) if file not in SEVERAL_RUNS]
 README = ROOT / "README.md"
 ARXIV = re.compile(r"\d{4}\.\d{5}")
 

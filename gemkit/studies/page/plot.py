@@ -64,15 +64,25 @@ class Plot:
         self._lines: list[list[tuple[float, float]]] = []
         self._points: list[_Point] = []
 
-    def band(self, points: Sequence[tuple[float, float, float]], *, color: str) -> None:
-        """A translucent area between (x, low, high)."""
+    def band(self, points: Sequence[tuple[float, float, float]], *, color: str, faint: bool = False) -> None:
+        """A translucent area between (x, low, high); a faint one says less."""
         edge = [(x, high) for x, _, high in points] + [(x, low) for x, low, _ in reversed(points)]
-        self._curves.append(Markup('<polygon class="band {}" points="{}"/>').format(color, self._path(edge)))
+        area = Markup('<polygon class="band {}{}" points="{}"/>')
+        self._curves.append(area.format(color, " faint" if faint else "", self._path(edge)))
 
-    def line(self, points: Sequence[tuple[float, float]], *, color: str, dash: str = "", strong: bool = False) -> None:
+    def line(
+        self,
+        points: Sequence[tuple[float, float]],
+        *,
+        color: str,
+        dash: str = "",
+        strong: bool = False,
+        faint: bool = False,
+    ) -> None:
         """A line through (x, y)."""
-        line = Markup('<polyline class="curve {}{}" stroke-dasharray="{}" points="{}"/>')
-        self._curves.append(line.format(color, " strong" if strong else "", dash or "none", self._path(points)))
+        line = Markup('<polyline class="curve {}{}{}" stroke-dasharray="{}" points="{}"/>')
+        weight = (" strong" if strong else "", " faint" if faint else "")
+        self._curves.append(line.format(color, *weight, dash or "none", self._path(points)))
         self._lines.append([(self.x.at(x), self.y.at(y)) for x, y in points])
 
     def point(
