@@ -10,6 +10,7 @@ import pytest
 from gemkit.studies.scaling import fit as module
 from gemkit.studies.scaling import law
 from gemkit.studies.scaling.fit import Fitted, compare, fit_law, interval
+from gemkit.studies.scaling.noise import Noise
 from gemkit.studies.scaling.result import Interval
 
 COSTS = 1e5 * 4.0 ** np.arange(5)
@@ -186,6 +187,16 @@ def test_noise_is_told_by_what_there_is() -> None:
     off = ladder(rng, FLOOR, scatter=8 * NOISE).fit
     assert off.scatter_sd is not None and 3 * NOISE < off.scatter_sd < 20 * NOISE
     assert off.misfit is not None and off.misfit < 0.05
+
+
+def test_a_spread_is_as_uncertain_as_its_few_seeds_make_it() -> None:
+    rng = np.random.default_rng(6)
+    for noise, which in ((Noise(3e-6, 3, 0.0, 0, 2.0), 0), (Noise(0.0, 0, 4e-6, 2, 1.0), 1)):
+        drawn = noise.draw(rng, 20_000)[which]
+        dof, total = (noise.seeds_dof, noise.seeds_sum) if which == 0 else (noise.law_dof, noise.law_sum)
+        chi = total / drawn
+        assert (chi.mean(), chi.var()) == (pytest.approx(dof, rel=0.05), pytest.approx(2 * dof, rel=0.1))
+        assert not noise.draw(rng, 10)[1 - which].any()
 
 
 def test_bands_are_extrapolated_only_where_it_is_said() -> None:

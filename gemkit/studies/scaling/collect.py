@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -135,7 +134,8 @@ def _fit(
         obstacle = _obstacle(usable, len(points[name]), ladder.config, floor)
         if not obstacle:
             by_seed = [[value for value in p.score.by_seed if value is not None] for p in usable]
-            fitted[name] = fit_law([p.cost(axis) or math.nan for p in usable], by_seed, floor, limits, stream)
+            own = [cost for point in usable if (cost := point.cost(axis))]
+            fitted[name] = fit_law(own, by_seed, floor, limits, stream)
         fit = fitted[name].fit if name in fitted else None
         archs.append(ArchResult(name=name, words=words, points=tuple(points[name]), fit=fit, obstacle=obstacle))
     return tuple(archs), fitted

@@ -39,8 +39,9 @@ class Point:
     @property
     def training_flops(self) -> float | None:
         """Of the whole training."""
-        known = self.flops_per_example is not None and self.examples is not None
-        return self.flops_per_example * self.examples if known else None  # type: ignore[operator]
+        if self.flops_per_example is None or self.examples is None:
+            return None
+        return self.flops_per_example * self.examples
 
     def cost(self, axis: str) -> float | None:
         """``flops_per_example`` or ``training_flops``."""
