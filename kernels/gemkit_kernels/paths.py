@@ -1,0 +1,61 @@
+"""Which path an operation takes on a device, and which it took."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+PYTORCH, TRITON = "pytorch", "triton"
+
+_log = logging.getLogger("gemkit_kernels")
+_taken: dict[str, str] = {}
+_forced: list[str] = []
+
+
+@torch.compiler.assume_constant_result
+def choose(op: str, device: str, unfit: str = "") -> str:
+    """The path of `op` on tensors of `device`; a new choice is logged, as INFO of `gemkit_kernels`.
+
+    Triton runs on GPUs from compute capability 8.0 on, where it is installed.
+
+    Args:
+        device: The device's type.
+        unfit: Why the kernels cannot take these tensors, if they cannot.
+    """
+    path, reason = (_forced[-1], "asked for") if _forced else _fitting(device, unfit)
+    if _taken.get(op) != path:
+        _taken[op] = path
+        _log.info("%s runs in %s: %s", op, {PYTORCH: "PyTorch", TRITON: "Triton"}[path], reason)
+    return path
+
+
+def taken() -> dict[str, str]:
+    """The path that each operation took last in this process."""
+    return dict(_taken)
+
+
+@contextmanager
+def forced(path: str) -> Iterator[None]:
+    """Takes `path` whatever the device: for tests and benchmarks."""
+    _forced.append(path)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def _fitting(device: str, unfit: str) -> tuple[str, str]:
+    if device != "cuda":
+        return PYTORCH, f"the tensors are on a {device} device"
+    if importlib.util.find_spec("triton") is None:
+        return PYTORCH, "Triton is not installed"
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        return PYTORCH, f"the GPU's compute capability is {major}.{minor}, the kernels need 8.0"
+    if unfit:
+        return PYTORCH, unfit
+    return TRITON, f"a GPU of compute capability {major}.{minor}"
