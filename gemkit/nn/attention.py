@@ -35,7 +35,7 @@ class QKNorm(nn.Module):
     def __init__(self, num_heads: int, head_dim: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query, self.key = nn.RMSNorm(head_dim), nn.RMSNorm(head_dim)
+        self.query, self.key = nn.RMSNorm(head_dim, eps=1e-6), nn.RMSNorm(head_dim, eps=1e-6)
 
     def forward(self, qkv: Tensor) -> Tensor:
         q, k, v = qkv.chunk(3, dim=-1)

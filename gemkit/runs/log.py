@@ -18,9 +18,27 @@ OLDER = 3
 """Older files that are kept: log.txt.1 to log.txt.3."""
 
 
+OF_COMPONENTS = "gemkit_kernels"
+"""The logger through which operations say which path they take; each message is written once a run."""
+
+
+class _Once(logging.Handler):
+    """Hands messages on to a run's logger, each once."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__()
+        self.logger, self.seen = logger, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self.seen:
+            self.seen.add(message)
+            self.logger.info("%s", message)
+
+
 @contextlib.contextmanager
 def logged(run: Path, progress: Progress) -> Iterator[None]:
-    """Writes what `progress` prints to log.txt too, with times, and the reason of an end that is none."""
+    """Writes what `progress` prints to log.txt too, with times, which path each operation takes, and why it ended."""
     handler = logging.handlers.RotatingFileHandler(
         run / NAME, maxBytes=MAX_BYTES, backupCount=OLDER, encoding="utf-8", delay=True
     )
@@ -28,6 +46,10 @@ def logged(run: Path, progress: Progress) -> Iterator[None]:
     logger = logging.Logger(f"gemkit.run.{run.name}")  # of its own: loggers by name live as long as the process
     logger.addHandler(handler)
     before, progress.log = progress.log, logger.info
+    components, once = logging.getLogger(OF_COMPONENTS), _Once(logger)
+    level = components.level
+    components.addHandler(once)
+    components.setLevel(logging.INFO)
     try:
         yield
     except (GemkitError, Stopped) as ending:
@@ -38,4 +60,6 @@ def logged(run: Path, progress: Progress) -> Iterator[None]:
         raise
     finally:
         progress.log = before
+        components.removeHandler(once)
+        components.setLevel(level)
         handler.close()

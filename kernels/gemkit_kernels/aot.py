@@ -94,7 +94,9 @@ def main() -> int:
     bad = 0
     for op in options.ops or OPS:
         for build in builds(op):
-            for architecture in (options.architecture,) if options.architecture else ARCHITECTURES:
+            for architecture in build.architectures:
+                if options.architecture not in (None, architecture):
+                    continue
                 machine = compile_build(build, architecture)
                 wrong = faults(build, architecture, machine)
                 bad += bool(wrong)

@@ -52,6 +52,8 @@ def measure(case: timing.Case, ceiling: dict[str, float], deadline: float) -> di
             traceback.print_exc()
         else:
             rows[name] = {**found, **timing.rates(case, found, ceiling)}
+            if name == "triton":
+                rows[name]["waits_for_device"] = timing.waits(case, call)
         _print(case, name, rows[name])
     return {
         "op": case.op,

@@ -30,7 +30,7 @@ def log_normal(total: int, longest: int, seed: int) -> Tensor:
 
 
 def chunk_starts(lengths: Tensor, size: int) -> Tensor:
-    """Starts of chunks of at most `size` rows, the oldest chunk of each history the short one. Shape: (U,) -> (K+1,)."""
+    """Starts of chunks of `size` rows, the oldest of each history with what is left. Shape: (U,) -> (K+1,)."""
     parts: list[int] = []
     for length in lengths.tolist():
         first = length % size

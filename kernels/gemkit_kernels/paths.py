@@ -18,7 +18,7 @@ _forced: list[str] = []
 
 @torch.compiler.assume_constant_result
 def choose(op: str, device: str, unfit: str = "") -> str:
-    """The path of `op` on tensors of `device`; a new choice is logged, as INFO of `gemkit_kernels`.
+    """The path of `op` on tensors of `device`; it is logged, as INFO of `gemkit_kernels`.
 
     Triton runs on GPUs from compute capability 8.0 on, where it is installed.
 
@@ -27,9 +27,8 @@ def choose(op: str, device: str, unfit: str = "") -> str:
         unfit: Why the kernels cannot take these tensors, if they cannot.
     """
     path, reason = (_forced[-1], "asked for") if _forced else _fitting(device, unfit)
-    if _taken.get(op) != path:
-        _taken[op] = path
-        _log.info("%s runs in %s: %s", op, {PYTORCH: "PyTorch", TRITON: "Triton"}[path], reason)
+    _taken[op] = path
+    _log.info("%s runs in %s: %s", op, {PYTORCH: "PyTorch", TRITON: "Triton"}[path], reason)
     return path
 
 

@@ -1,4 +1,6 @@
-"""`python -m gemkit_kernels.selfcheck`: whether Triton works here. The last line of its output says what ran.
+"""`python -m gemkit_kernels.selfcheck`: whether Triton works here, and which path operations take.
+
+The last line of its output says so.
 
 Without a GPU the kernel runs in Triton's interpreter: start it with TRITON_INTERPRET=1.
 """
@@ -8,6 +10,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
+from gemkit_kernels import OPS, paths
 
 
 @triton.jit
@@ -29,7 +33,11 @@ def main() -> None:
     if not torch.equal(y, 2 * x):
         raise RuntimeError("a Triton kernel gives a wrong result")
     place = "on the GPU" if device == "cuda" else "in the interpreter; on the hardware they need a GPU"
-    print(f"kernels run {place}")
+    taken = {op: paths.choose(op, device) for op in OPS}
+    operations = [
+        f"{', '.join(op for op in OPS if taken[op] == path)} in {path}" for path in sorted(set(taken.values()))
+    ]
+    print(f"kernels run {place}; on {device}: {'; '.join(operations)}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ class Build(NamedTuple):
         arguments: Triton type of each run-time argument, in order: `*bf16`, `*i32`, `i32`, `fp32`.
         constants: Value of each compile-time argument.
         wgmma: Its sm_90 code is meant to use Hopper's matrix instructions.
+        architectures: For which it is shipped.
         pipelined: Its loads are meant to run ahead, through shared memory.
     """
 
@@ -29,6 +30,7 @@ class Build(NamedTuple):
     num_stages: int = 1
     wgmma: bool = False
     pipelined: bool = False
+    architectures: tuple[int, ...] = (80, 90)
 
 
 def power_of_two(n: int, least: int = 16) -> int:
@@ -42,14 +44,14 @@ def pointer(dtype: torch.dtype) -> str:
 
 
 @triton.jit
-def turn(x, cos, sin, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # noqa: N803
+def turn(x, cos, sin, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Rotates the pairs (0, 1), (2, 3), ... of each row; with -sin, back."""
     a, b = tl.split(tl.reshape(x, (ROWS, WIDTH // 2, 2)))
     return tl.reshape(tl.join(a * cos - b * sin, a * sin + b * cos), (ROWS, WIDTH))
 
 
 @triton.jit
-def inverse_rms(x, width, EPS: tl.constexpr):  # noqa: N803
+def inverse_rms(x, width, EPS: tl.constexpr):
     """One over the root mean square of each row, over its first `width` values; the others are 0."""
     return tl.rsqrt(tl.sum(x * x, 1) / width + EPS)
 

@@ -63,12 +63,35 @@ def median_ms(call: Callable[[int], Any], repeats: int = 20, warm_up: int = 3) -
     return statistics.median(start.elapsed_time(end) for start, end in pairs)
 
 
+def waits(case: Case, call: Call) -> bool:
+    """Whether a step of forward and backward pass makes the host wait for the GPU."""
+    inputs = case.inputs(0)
+    leaves = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
+
+    def step() -> None:
+        out = _differentiable(call(inputs))
+        if out:
+            torch.autograd.grad(out, leaves, [torch.ones_like(x) for x in out])
+
+    step()  # what is made once does not count
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
 def ceilings() -> dict[str, float]:
     """The card's own rates: a large copy, bytes read and written, and a large bf16 product of random numbers."""
     source = torch.randn(2**30, device="cuda", dtype=torch.bfloat16)
     target = torch.empty_like(source)
     copy_ms = median_ms(lambda _: target.copy_(source))
-    del source, target
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     product_ms = median_ms(lambda _: a @ b)
     return {
@@ -97,7 +120,7 @@ def times(case: Case, call: Call, repeats: int = 20) -> dict[str, float]:
         torch.autograd.grad(outs[j], leaves[j], douts[j], retain_graph=True)
 
     found["backward_ms"] = median_ms(backward, repeats)
-    del outs
+    outs.clear()
 
     def both(i: int) -> None:
         j = i % case.sets

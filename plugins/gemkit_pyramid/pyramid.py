@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from gemkit_kernels.chunk_attention import chunk_attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,10 +64,22 @@ TOP_POSITIONS = 128
 """Distances of summaries at the top that a learned bias tells apart."""
 
 
-class PyramidPlan(NamedTuple):
-    """Index tensors of one batch: one `ChunkPlan` for each chunk level, and one chunk a history for the top."""
+class Chunks(NamedTuple):
+    """The chunks of one level.
 
-    levels: tuple[ChunkPlan, ...]
+    Attributes:
+        starts: (K+1,) int32, the first row of each chunk, and the number of rows.
+        slots: The same chunks as regular shapes.
+    """
+
+    starts: Tensor
+    slots: ChunkPlan
+
+
+class PyramidPlan(NamedTuple):
+    """Index tensors of one batch: the chunks of each level, and one chunk a history for the top."""
+
+    levels: tuple[Chunks, ...]
     top: ChunkPlan
 
 
@@ -90,9 +103,21 @@ class Summarise(nn.Module):
         return torch.bmm(weights.transpose(1, 2), chunks)
 
 
-def make_attention(config: PyramidConfig, dim: int, num_positions: int) -> SelfAttention:
-    """Attention as the config wants it, over sequences of about `num_positions` slots."""
-    return SelfAttention(dim, config.num_heads, config.qk_norm, num_positions if config.position == "bias" else 0)
+class ChunkAttention(SelfAttention):
+    """Self-attention inside chunks of jagged rows.
+
+    Shape: (T, D) -> (T, D).
+    """
+
+    def forward(self, x: Tensor, chunks: Chunks) -> Tensor:  # type: ignore[override]
+        if self.bias is not None:  # the kernels know no learned bias
+            slots = chunks.slots
+            return from_chunks(super().forward(to_chunks(x, slots), slots.valid), slots)
+        gains = None if self.qk_norm is None else torch.stack([self.qk_norm.query.weight, self.qk_norm.key.weight])
+        size = chunks.slots.gather.shape[1]
+        mixed, _ = chunk_attention(self.qkv(x), chunks.starts, size, self.num_heads, norm_gains=gains)
+        out: Tensor = self.out(mixed)
+        return out
 
 
 class ChunkLevel(nn.Module):
@@ -100,7 +125,10 @@ class ChunkLevel(nn.Module):
 
     def __init__(self, config: PyramidConfig, dim: int, size: int) -> None:
         super().__init__()
-        self.attention = nn.ModuleList(make_attention(config, dim, size) for _ in range(config.num_parallel))
+        positions = size if config.position == "bias" else 0
+        self.attention = nn.ModuleList(
+            ChunkAttention(dim, config.num_heads, config.qk_norm, positions) for _ in range(config.num_parallel)
+        )
         self.norm = nn.LayerNorm(dim)
         hidden = round(config.ffn_ratio * dim)
         self.ffn = mlp(dim, (hidden,), dim) if hidden else None
@@ -111,24 +139,25 @@ class ChunkLevel(nn.Module):
         self.num_summaries = config.num_summaries
         self.dropout = config.dropout
 
-    def up(self, values: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
-        """Shape: (T, D) -> chunks (K, C, D), summaries (K * m, D)."""
-        chunks = to_chunks(values, plan)
-        normed = self.norm(chunks)
+    def up(self, values: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
+        """Shape: (T, D) -> (T, D), summaries (K * m, D)."""
+        normed = self.norm(values)
         for attend in self.attention:
-            chunks = chunks + F.dropout(attend(normed, plan.valid), self.dropout, self.training)
+            values = values + F.dropout(attend(normed, chunks), self.dropout, self.training)
         if self.ffn is not None and self.ffn_norm is not None:
-            chunks = chunks + F.dropout(self.ffn(self.ffn_norm(chunks)), self.dropout, self.training)
-        return chunks, self.summarise(chunks, plan.valid).flatten(0, 1)
+            values = values + F.dropout(self.ffn(self.ffn_norm(values)), self.dropout, self.training)
+        summaries: Tensor = self.summarise(to_chunks(values, chunks.slots), chunks.slots.valid)
+        return values, summaries.flatten(0, 1)
 
-    def back(self, chunks: Tensor, summaries: Tensor, plan: ChunkPlan) -> Tensor:
+    def back(self, values: Tensor, summaries: Tensor, chunks: Chunks) -> Tensor:
         """Adds to each row its chunk's summary as the levels above have changed it.
 
-        Shape: (K, C, D), (K * m, D) -> (T, D).
+        Shape: (T, D), (K * m, D) -> (T, D).
         """
         context = summaries.view(-1, self.num_summaries, summaries.shape[-1]).mean(1)
         update = torch.sigmoid(self.gate(context)) * self.down(context)
-        return from_chunks(chunks + update.unsqueeze(1), plan)
+        of_slots = update.unsqueeze(1).expand(*chunks.slots.gather.shape, -1)
+        return values + from_chunks(of_slots, chunks.slots)
 
 
 class TopLevel(nn.Module):
@@ -140,7 +169,8 @@ class TopLevel(nn.Module):
     def __init__(self, config: PyramidConfig, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.attention = make_attention(config, dim, TOP_POSITIONS)
+        positions = TOP_POSITIONS if config.position == "bias" else 0
+        self.attention = SelfAttention(dim, config.num_heads, config.qk_norm, positions)
         self.cls_first = config.align == "oldest"
 
     def forward(self, summaries: Tensor, cls: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
@@ -186,8 +216,10 @@ class PyramidEncoder(SequenceEncoder):
         for size in self.config.chunk_sizes:
             # Slots that no history of the batch fills would only take memory; whole 16s keep shapes few.
             size = min(size, max(16, -(-int(lengths.max(initial=0)) // 16) * 16))
-            levels.append(chunk_plan(lengths, size, self.config.align))
-            lengths = levels[-1].counts.numpy() * self.config.num_summaries
+            slots = chunk_plan(lengths, size, self.config.align)
+            starts = np.concatenate(([0], np.cumsum(slots.valid.numpy().sum(1)))).astype(np.int32)
+            levels.append(Chunks(torch.from_numpy(starts), slots))
+            lengths = slots.counts.numpy() * self.config.num_summaries
         top = chunk_rows(lengths, self.config.align)
         return PyramidPlan(tuple(levels), top)
 
@@ -199,11 +231,11 @@ class PyramidEncoder(SequenceEncoder):
             values = values + self.ages(events.ages)
         stack = []
         for level, chunks_of in zip(self.levels, plan.levels, strict=True):
-            chunks, values = level.up(values, chunks_of)
-            stack.append(chunks)
+            rows, values = level.up(values, chunks_of)
+            stack.append(rows)
         values, cls = self.top(values, events.cls, plan.top)
-        for level, chunks_of, chunks in zip(reversed(self.levels), reversed(plan.levels), reversed(stack), strict=True):
-            values = level.back(chunks, values, chunks_of)
+        for level, chunks_of, rows in zip(reversed(self.levels), reversed(plan.levels), reversed(stack), strict=True):
+            values = level.back(rows, values, chunks_of)
         return events._replace(values=values, cls=cls)
 
 

@@ -76,6 +76,7 @@ def test_triton_is_really_run() -> None:
     pytest.importorskip("triton")
     check = doctor.live_check("triton", GOOD)
     assert check["status"] == "ok" and check["detail"].startswith("kernels run "), check
+    assert "chunk_attention" in check["detail"], check
 
 
 @pytest.mark.slow

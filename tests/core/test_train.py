@@ -148,7 +148,9 @@ def test_logloss_picks_the_best_where_the_monitored_metric_is_undefined(data: Pa
     assert len(rows) == 6 and all(row["click"]["auc"] is None for row in rows)
     best = min(rows, key=lambda row: row["click"]["logloss"])
     assert metrics["train"]["best_step"] == best["step"] > 4
-    assert (folder.path / "log.txt").read_text().count("logloss picks the best checkpoint") == 1
+    log = (folder.path / "log.txt").read_text()
+    assert log.count("logloss picks the best checkpoint") == 1
+    assert log.count("chunk_attention runs in PyTorch: the tensors are on a cpu device") == 1
 
 
 def plain(run: RunConfig) -> RunConfig:

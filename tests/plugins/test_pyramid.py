@@ -200,7 +200,7 @@ def test_alignment_keeps_one_end_full() -> None:
     assert cut(9, 4, "newest") == [slice(0, 1), slice(1, 5), slice(5, 9)]
     for align, first in (("newest", [1, 4, 4]), ("oldest", [4, 4, 1])):
         plan = build(chunk_sizes=(4,), align=align).plan(np.array([9]))
-        assert plan.levels[0].valid.sum(1).tolist() == first
+        assert plan.levels[0].slots.valid.sum(1).tolist() == first
 
 
 def test_only_the_first_layer_adds_ages() -> None:

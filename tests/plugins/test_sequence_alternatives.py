@@ -77,7 +77,7 @@ def layer_norm(module: Any, x: np.ndarray) -> np.ndarray:
 
 
 def rms_norm(module: Any, x: np.ndarray) -> np.ndarray:
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + np.finfo(np.float64).eps) * array(module.weight)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * array(module.weight)
 
 
 def softmax(scores: list[float]) -> np.ndarray:

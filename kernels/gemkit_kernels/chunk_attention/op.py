@@ -61,7 +61,9 @@ def chunk_attention(
     """
     head_dim = _checked(qkv, starts, size, num_heads, rotary, norm_gains, ages, age_slopes, summary_queries)
     arguments = (qkv, starts, size, num_heads, rotary, norm_gains, ages, age_slopes, summary_queries)
-    if paths.choose(OP, qkv.device.type, _unfit(size, head_dim, qkv.dtype, summary_queries)) == paths.TRITON:
+    full = norm_gains is not None or ages is not None
+    num_summaries = 0 if summary_queries is None else summary_queries.shape[0]
+    if paths.choose(OP, qkv.device.type, _unfit(size, head_dim, qkv.dtype, full, num_summaries)) == paths.TRITON:
         out: tuple[Tensor, Tensor] = _operator(*arguments)
         return out
     return chunk_attention_pytorch(*arguments)
@@ -102,16 +104,18 @@ def _checked(
     return head_dim
 
 
-def _unfit(size: int, head_dim: int, dtype: torch.dtype, summary_queries: Tensor | None) -> str:
+def _unfit(size: int, head_dim: int, dtype: torch.dtype, full: bool, num_summaries: int) -> str:
     """Why the kernels cannot take this, if they cannot."""
-    if size > 128:
-        return f"chunks of up to {size} rows, a tile holds 128"
-    if head_dim > 128:
-        return f"heads of width {head_dim}, a tile holds 128"
+    if size > 128 or head_dim > 128:
+        return f"chunks of {size} with heads of {head_dim}: a tile holds 128 of each"
     if dtype == torch.float64:
         return "float64"
-    if summary_queries is not None and summary_queries.shape[0] > 16:
-        return f"{summary_queries.shape[0]} summaries, a tile holds 16"
+    if size > 64 and head_dim > 64:
+        return f"chunks of {size} with heads of {head_dim}: one of the two may be more than 64"
+    if head_dim > 64 and (num_summaries or (full and dtype == torch.float32)):
+        return f"heads of {head_dim} leave no registers for what is optional"
+    if num_summaries > 16:
+        return f"{num_summaries} summaries: a tile holds 16"
     return ""
 
 
@@ -206,20 +210,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _gradients(ctx: Any, dout: Tensor, dsummaries: Tensor) -> tuple[Tensor | None, ...]:
-    qkv, starts, norm_gains, ages, age_slopes, summary_queries = ctx.saved_tensors
-    dqkv, dgains, dslopes, dqueries = _backward_operator(
-        dout,
-        dsummaries,
-        qkv,
-        starts,
-        ctx.size,
-        ctx.num_heads,
-        ctx.rotary,
-        norm_gains,
-        ages,
-        age_slopes,
-        summary_queries,
-    )
+    qkv, starts, *rest = ctx.saved_tensors
+    norm_gains, _, age_slopes, summary_queries = rest
+    numbers = (ctx.size, ctx.num_heads, ctx.rotary)
+    dqkv, dgains, dslopes, dqueries = _backward_operator(dout, dsummaries, qkv, starts, *numbers, *rest)
     return (
         dqkv,
         None,
@@ -243,14 +237,6 @@ def _flops(qkv_shape: tuple[int, ...], starts_shape: tuple[int, ...], size: int,
 
 
 @register_flop_formula(torch.ops.gemkit.chunk_attention_backward)  # type: ignore[untyped-decorator]
-def _backward_flops(
-    dout_shape: tuple[int, ...],
-    dsummaries_shape: tuple[int, ...],
-    qkv_shape: tuple[int, ...],
-    _: Any,
-    size: int,
-    *__: Any,
-    **___: Any,
-) -> int:
+def _backward_flops(_: Any, __: Any, qkv_shape: tuple[int, ...], ___: Any, size: int, *____: Any, **_____: Any) -> int:
     """Five products, one of them the scores anew."""
     return 10 * qkv_shape[0] * size * qkv_shape[1] // 3

@@ -1,11 +1,14 @@
-"""`chunk_attention` in Triton: a chunk and head is one tile; nothing but the inputs and outputs touches memory.
+"""`chunk_attention` in Triton: a chunk and head is one program; nothing but inputs and outputs touches memory.
 
-A whole chunk fits the registers of one program, so there is no online softmax, and the backward pass computes the
-softmax anew from q and k: it reads q, k, v and the gradient, and writes three gradients. Sums over chunks (gradients of
-gains, slopes and summary queries) are written tile by tile and added up afterwards, in a fixed order.
+A whole chunk of keys and values fits one program, so there is no online softmax, and the backward pass computes the
+softmax anew from q and k: it reads q, k, v and the gradient, and writes three gradients. Queries go through in blocks
+where all at once would not fit the registers. Sums over chunks (gradients of gains, slopes and summary queries) are
+written tile by tile and added up afterwards, in a fixed order.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import triton
@@ -14,22 +17,69 @@ from torch import Tensor
 
 from gemkit_kernels.chunk_attention.reference import EPS
 from gemkit_kernels.rotary import table
-from gemkit_kernels.tiles import LOG2E, Build, inverse_rms, pointer, power_of_two, rms_norm_backward, softmax_rows, turn
-
-LARGEST = 128
-"""Rows of the largest chunk, and values of the widest head, that a tile holds."""
+from gemkit_kernels.tiles import Build, inverse_rms, pointer, power_of_two, rms_norm_backward, softmax_rows, turn
 
 
 @triton.jit
-def _scores(q, k, ages, slope, valid, start, rows, scale, AGES: tl.constexpr, PRECISION: tl.constexpr):  # noqa: N803
-    """Scores of a tile in units of log 2, and what the slope is multiplied by."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+def _turns(turns, rows, E: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Cosines and sines of some rows of a chunk. Shape: rows (L,) -> (L, WIDTH / 2)."""
+    pairs = tl.arange(0, WIDTH // 2)
+    place = rows[:, None] * (E // 2) + pairs[None, :]
+    there = (rows < ROWS)[:, None] & (pairs < E // 2)[None, :]
+    cos = tl.load(turns + place, mask=there, other=0.0)
+    return cos, tl.load(turns + ROWS * (E // 2) + place, mask=there, other=0.0)
+
+
+@triton.jit
+def _normed(x, gain, E: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr):
+    """Queries or keys after QK-norm."""
+    if NORM:
+        wide = x.to(tl.float32)
+        x = (wide * inverse_rms(wide, E, EPS)[:, None] * gain[None, :]).to(x.dtype)
+    return x
+
+
+@triton.jit
+def _turned(
+    x, turns, rows, E: tl.constexpr, ROWS: tl.constexpr, L: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr
+):
+    """L queries or keys with rotary positions."""
+    if ROTARY:
+        cos, sin = _turns(turns, rows, E, ROWS, WIDTH)
+        x = turn(x.to(tl.float32), cos, sin, L, WIDTH).to(x.dtype)
+    return x
+
+
+@triton.jit
+def _turned_back(
+    dx, turns, rows, E: tl.constexpr, ROWS: tl.constexpr, L: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr
+):
+    """The gradient of what `_turned` was given."""
+    if ROTARY:
+        cos, sin = _turns(turns, rows, E, ROWS, WIDTH)
+        dx = turn(dx, cos, -sin, L, WIDTH)
+    return dx
+
+
+@triton.jit
+def _gain(gains, columns, E: tl.constexpr, NORM: tl.constexpr):
+    gain = tl.zeros_like(columns).to(tl.float32)
+    if NORM:
+        gain = tl.load(gains + columns, mask=columns < E, other=0.0).to(tl.float32)
+    return gain
+
+
+@triton.jit
+def _scores(q, k, ages, slope, q_rows, k_rows, start, length, scale, AGES: tl.constexpr):
+    """Scores in units of log 2, and what the slope is multiplied by."""
+    scores = tl.dot(q, tl.trans(k)) * (scale * 1.4426950408889634)
     distance = scores
     if AGES:
-        age = tl.load(ages + start + rows, mask=valid, other=0.0)
-        distance = tl.log2(1.0 + tl.abs(age[:, None] - age[None, :]))
+        q_age = tl.load(ages + start + q_rows, mask=q_rows < length, other=0.0)
+        k_age = tl.load(ages + start + k_rows, mask=k_rows < length, other=0.0)
+        distance = tl.log2(1.0 + tl.abs(q_age[:, None] - k_age[None, :]))
         scores += slope * distance
-    return tl.where(valid[None, :], scores, float("-inf")), distance
+    return tl.where((k_rows < length)[None, :], scores, float("-inf")), distance
 
 
 @triton.jit
@@ -44,56 +94,50 @@ def _forward(
     out,
     summaries,
     scale,
-    H: tl.constexpr,  # noqa: N803
-    E: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
-    ROWS: tl.constexpr,  # noqa: N803
-    M: tl.constexpr,  # noqa: N803
-    ROTARY: tl.constexpr,  # noqa: N803
-    NORM: tl.constexpr,  # noqa: N803
-    AGES: tl.constexpr,  # noqa: N803
-    EPS: tl.constexpr,  # noqa: N803
-    PRECISION: tl.constexpr,  # noqa: N803
+    H: tl.constexpr,
+    E: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    M: tl.constexpr,
+    ROTARY: tl.constexpr,
+    NORM: tl.constexpr,
+    AGES: tl.constexpr,
+    EPS: tl.constexpr,
 ):
     chunk, head = tl.program_id(0) // H, tl.program_id(0) % H
     start = tl.load(starts + chunk).to(tl.int64)
     length = (tl.load(starts + chunk + 1) - start).to(tl.int32)
     rows, columns = tl.arange(0, ROWS), tl.arange(0, WIDTH)
-    valid, in_head = rows < length, columns < E
-    mask = valid[:, None] & in_head[None, :]
-    place = qkv + start * (3 * H * E) + head * E + rows[:, None] * (3 * H * E) + columns[None, :]
-    q = tl.load(place, mask=mask, other=0.0)
+    in_head = (columns < E)[None, :]
+    base = qkv + start * (3 * H * E) + head * E
+    place = base + rows[:, None] * (3 * H * E) + columns[None, :]
+    mask = (rows < length)[:, None] & in_head
     k = tl.load(place + H * E, mask=mask, other=0.0)
     v = tl.load(place + 2 * H * E, mask=mask, other=0.0)
     kind = v.dtype
-    if NORM:
-        wide_q, wide_k = q.to(tl.float32), k.to(tl.float32)
-        gain_q = tl.load(gains + columns, mask=in_head, other=0.0).to(tl.float32)
-        gain_k = tl.load(gains + E + columns, mask=in_head, other=0.0).to(tl.float32)
-        q = (wide_q * inverse_rms(wide_q, E, EPS)[:, None] * gain_q[None, :]).to(kind)
-        k = (wide_k * inverse_rms(wide_k, E, EPS)[:, None] * gain_k[None, :]).to(kind)
-    flat_k = k
-    if ROTARY:
-        pair = rows[:, None] * (E // 2) + tl.arange(0, WIDTH // 2)[None, :]
-        in_pairs = (tl.arange(0, WIDTH // 2) < E // 2)[None, :] & (rows < ROWS)[:, None]
-        cos = tl.load(turns + pair, mask=in_pairs, other=0.0)
-        sin = tl.load(turns + ROWS * (E // 2) + pair, mask=in_pairs, other=0.0)
-        q = turn(q.to(tl.float32), cos, sin, ROWS, WIDTH).to(kind)
-        k = turn(k.to(tl.float32), cos, sin, ROWS, WIDTH).to(kind)
+    flat_k = _normed(k, _gain(gains + E, columns, E, NORM) if NORM else 0.0, E, NORM, EPS)
+    k = _turned(flat_k, turns, rows, E, ROWS, ROWS, WIDTH, ROTARY)
+    gain = _gain(gains, columns, E, NORM) if NORM else 0.0
     slope = tl.load(slopes + head).to(tl.float32) if AGES else 0.0
-    scores, _ = _scores(q, k, ages, slope, valid, start, rows, scale, AGES, PRECISION)
-    mixed = tl.dot(softmax_rows(scores).to(kind), v, input_precision=PRECISION)
-    there = out + start * (H * E) + head * E + rows[:, None] * (H * E) + columns[None, :]
-    tl.store(there, mixed.to(kind), mask=mask)
+    for first in range(0, ROWS, BLOCK):
+        own = first + tl.arange(0, BLOCK)
+        own_mask = (own < length)[:, None] & in_head
+        q = tl.load(base + own[:, None] * (3 * H * E) + columns[None, :], mask=own_mask, other=0.0)
+        q = _turned(_normed(q, gain, E, NORM, EPS), turns, own, E, ROWS, BLOCK, WIDTH, ROTARY)
+        scores, _ = _scores(q, k, ages, slope, own, rows, start, length, scale, AGES)
+        mixed = tl.dot(softmax_rows(scores).to(kind), v)
+        there = out + start * (H * E) + head * E + own[:, None] * (H * E) + columns[None, :]
+        tl.store(there, mixed.to(kind), mask=own_mask)
     if M > 0:
         slot = tl.arange(0, 16)
-        some = (slot < M)[:, None] & in_head[None, :]
+        some = (slot < M)[:, None] & in_head
         query = tl.load(queries + slot[:, None] * (H * E) + head * E + columns[None, :], mask=some, other=0.0).to(kind)
-        pooled = tl.dot(query, tl.trans(flat_k), input_precision=PRECISION) * (scale * 1.4426950408889634)
-        weights = softmax_rows(tl.where(valid[None, :], pooled, float("-inf"))).to(kind)
-        pooled = tl.dot(weights, v, input_precision=PRECISION)
-        base = summaries + chunk.to(tl.int64) * (M * H * E) + head * E
-        tl.store(base + slot[:, None] * (H * E) + columns[None, :], pooled.to(kind), mask=some)
+        pooled = tl.dot(query, tl.trans(flat_k)) * (scale * 1.4426950408889634)
+        weights = softmax_rows(tl.where((rows < length)[None, :], pooled, float("-inf"))).to(kind)
+        pooled = tl.dot(weights, v)
+        there = summaries + chunk.to(tl.int64) * (M * H * E) + head * E
+        tl.store(there + slot[:, None] * (H * E) + columns[None, :], pooled.to(kind), mask=some)
 
 
 @triton.jit
@@ -112,109 +156,139 @@ def _backward(
     dslopes,
     dqueries,
     scale,
-    H: tl.constexpr,  # noqa: N803
-    E: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
-    ROWS: tl.constexpr,  # noqa: N803
-    M: tl.constexpr,  # noqa: N803
-    ROTARY: tl.constexpr,  # noqa: N803
-    NORM: tl.constexpr,  # noqa: N803
-    AGES: tl.constexpr,  # noqa: N803
-    EPS: tl.constexpr,  # noqa: N803
-    PRECISION: tl.constexpr,  # noqa: N803
+    H: tl.constexpr,
+    E: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    M: tl.constexpr,
+    ROTARY: tl.constexpr,
+    NORM: tl.constexpr,
+    AGES: tl.constexpr,
+    EPS: tl.constexpr,
 ):
     tile = tl.program_id(0).to(tl.int64)
     chunk, head = tl.program_id(0) // H, tl.program_id(0) % H
     start = tl.load(starts + chunk).to(tl.int64)
     length = (tl.load(starts + chunk + 1) - start).to(tl.int32)
     rows, columns = tl.arange(0, ROWS), tl.arange(0, WIDTH)
-    valid, in_head = rows < length, columns < E
-    mask = valid[:, None] & in_head[None, :]
-    there = start * (3 * H * E) + head * E + rows[:, None] * (3 * H * E) + columns[None, :]
-    q = tl.load(qkv + there, mask=mask, other=0.0)
-    k = tl.load(qkv + there + H * E, mask=mask, other=0.0)
-    v = tl.load(qkv + there + 2 * H * E, mask=mask, other=0.0)
-    dmixed = tl.load(
-        dout + start * (H * E) + head * E + rows[:, None] * (H * E) + columns[None, :], mask=mask, other=0.0
-    )
+    in_head = (columns < E)[None, :]
+    base = start * (3 * H * E) + head * E
+    place = base + rows[:, None] * (3 * H * E) + columns[None, :]
+    mask = (rows < length)[:, None] & in_head
+    k = tl.load(qkv + place + H * E, mask=mask, other=0.0)
+    v = tl.load(qkv + place + 2 * H * E, mask=mask, other=0.0)
     kind = v.dtype
-    raw_q, raw_k = q, k
-    if NORM:
-        wide_q, wide_k = q.to(tl.float32), k.to(tl.float32)
-        gain_q = tl.load(gains + columns, mask=in_head, other=0.0).to(tl.float32)
-        gain_k = tl.load(gains + E + columns, mask=in_head, other=0.0).to(tl.float32)
-        q = (wide_q * inverse_rms(wide_q, E, EPS)[:, None] * gain_q[None, :]).to(kind)
-        k = (wide_k * inverse_rms(wide_k, E, EPS)[:, None] * gain_k[None, :]).to(kind)
-    flat_k = k
-    if ROTARY:
-        pair = rows[:, None] * (E // 2) + tl.arange(0, WIDTH // 2)[None, :]
-        in_pairs = (tl.arange(0, WIDTH // 2) < E // 2)[None, :] & (rows < ROWS)[:, None]
-        cos = tl.load(turns + pair, mask=in_pairs, other=0.0)
-        sin = tl.load(turns + ROWS * (E // 2) + pair, mask=in_pairs, other=0.0)
-        q = turn(q.to(tl.float32), cos, sin, ROWS, WIDTH).to(kind)
-        k = turn(k.to(tl.float32), cos, sin, ROWS, WIDTH).to(kind)
+    gain_q = _gain(gains, columns, E, NORM) if NORM else 0.0
+    gain_k = _gain(gains + E, columns, E, NORM) if NORM else 0.0
     slope = tl.load(slopes + head).to(tl.float32) if AGES else 0.0
-    scores, distance = _scores(q, k, ages, slope, valid, start, rows, scale, AGES, PRECISION)
-    weights = softmax_rows(scores)
-    dweights = tl.dot(dmixed, tl.trans(v), input_precision=PRECISION)
-    dscores = weights * (dweights - tl.sum(weights * dweights, 1)[:, None])
-    dv = tl.dot(tl.trans(weights.to(kind)), dmixed, input_precision=PRECISION)
+    k = _turned(_normed(k, gain_k, E, NORM, EPS), turns, rows, E, ROWS, ROWS, WIDTH, ROTARY)
+    dk, dv = tl.zeros((ROWS, WIDTH), tl.float32), tl.zeros((ROWS, WIDTH), tl.float32)
+    dgain_q, dslope = tl.zeros((WIDTH,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, ROWS, BLOCK):
+        own = first + tl.arange(0, BLOCK)
+        own_mask = (own < length)[:, None] & in_head
+        own_place = base + own[:, None] * (3 * H * E) + columns[None, :]
+        raw_q = tl.load(qkv + own_place, mask=own_mask, other=0.0)
+        own_dout = dout + start * (H * E) + head * E + own[:, None] * (H * E) + columns[None, :]
+        dmixed = tl.load(own_dout, mask=own_mask, other=0.0)
+        q = _turned(_normed(raw_q, gain_q, E, NORM, EPS), turns, own, E, ROWS, BLOCK, WIDTH, ROTARY)
+        scores, distance = _scores(q, k, ages, slope, own, rows, start, length, scale, AGES)
+        weights = softmax_rows(scores)
+        dweights = tl.dot(dmixed, tl.trans(v))
+        dscores = weights * (dweights - tl.sum(weights * dweights, 1)[:, None])
+        dv += tl.dot(tl.trans(weights.to(kind)), dmixed)
+        if AGES:
+            dslope += tl.sum(dscores * distance, 1)
+        scaled = (dscores * scale).to(kind)
+        dk += tl.dot(tl.trans(scaled), q)
+        dq = tl.dot(scaled, k)
+        dq = _turned_back(dq, turns, own, E, ROWS, BLOCK, WIDTH, ROTARY)
+        if NORM:
+            wide = raw_q.to(tl.float32)
+            dq, dgain = rms_norm_backward(dq, wide, inverse_rms(wide, E, EPS), gain_q, E)
+            dgain_q += dgain
+        tl.store(dqkv + own_place, dq.to(kind), mask=own_mask)
     if AGES:
         # `distance` is in units of log 2.
-        tl.store(dslopes + tile, tl.sum(tl.sum(dscores * distance, 1), 0) / 1.4426950408889634)
-    dscores = (dscores * scale).to(kind)
-    dq = tl.dot(dscores, k, input_precision=PRECISION)
-    dk = tl.dot(tl.trans(dscores), q, input_precision=PRECISION)
-    if ROTARY:
-        dq = turn(dq, cos, -sin, ROWS, WIDTH)
-        dk = turn(dk, cos, -sin, ROWS, WIDTH)
+        tl.store(dslopes + tile, tl.sum(dslope, 0) / 1.4426950408889634)
+    dk = _turned_back(dk, turns, rows, E, ROWS, ROWS, WIDTH, ROTARY)
+    # Read again, so that no register held it all along.
+    raw_k = tl.load(qkv + place + H * E, mask=mask, other=0.0) if NORM or M > 0 else k
     if M > 0:
+        flat_k = _normed(raw_k, gain_k, E, NORM, EPS)
         slot = tl.arange(0, 16)
-        some = (slot < M)[:, None] & in_head[None, :]
+        some = (slot < M)[:, None] & in_head
         query = tl.load(queries + slot[:, None] * (H * E) + head * E + columns[None, :], mask=some, other=0.0).to(kind)
-        base = dsummaries + chunk.to(tl.int64) * (M * H * E) + head * E
-        dpooled = tl.load(base + slot[:, None] * (H * E) + columns[None, :], mask=some, other=0.0)
-        pooled = tl.dot(query, tl.trans(flat_k), input_precision=PRECISION) * (scale * 1.4426950408889634)
-        shares = softmax_rows(tl.where(valid[None, :], pooled, float("-inf")))
-        dshares = tl.dot(dpooled, tl.trans(v), input_precision=PRECISION)
+        there = dsummaries + chunk.to(tl.int64) * (M * H * E) + head * E
+        dpooled = tl.load(there + slot[:, None] * (H * E) + columns[None, :], mask=some, other=0.0)
+        pooled = tl.dot(query, tl.trans(flat_k)) * (scale * 1.4426950408889634)
+        shares = softmax_rows(tl.where((rows < length)[None, :], pooled, float("-inf")))
+        dshares = tl.dot(dpooled, tl.trans(v))
         dpools = (shares * (dshares - tl.sum(shares * dshares, 1)[:, None]) * scale).to(kind)
-        dv += tl.dot(tl.trans(shares.to(kind)), dpooled, input_precision=PRECISION)
-        dk += tl.dot(tl.trans(dpools), query, input_precision=PRECISION)
-        dquery = tl.dot(dpools, flat_k, input_precision=PRECISION)
+        dv += tl.dot(tl.trans(shares.to(kind)), dpooled)
+        dk += tl.dot(tl.trans(dpools), query)
+        dquery = tl.dot(dpools, flat_k)
         tl.store(dqueries + tile * (M * E) + slot[:, None] * E + columns[None, :], dquery, mask=some)
     if NORM:
-        raw_q, raw_k = raw_q.to(tl.float32), raw_k.to(tl.float32)
-        dq, dgain_q = rms_norm_backward(dq, raw_q, inverse_rms(raw_q, E, EPS), gain_q, E)
-        dk, dgain_k = rms_norm_backward(dk, raw_k, inverse_rms(raw_k, E, EPS), gain_k, E)
-        tl.store(dgains + tile * (2 * E) + columns, dgain_q, mask=in_head)
-        tl.store(dgains + tile * (2 * E) + E + columns, dgain_k, mask=in_head)
-    tl.store(dqkv + there, dq.to(kind), mask=mask)
-    tl.store(dqkv + there + H * E, dk.to(kind), mask=mask)
-    tl.store(dqkv + there + 2 * H * E, dv.to(kind), mask=mask)
+        wide = raw_k.to(tl.float32)
+        dk, dgain_k = rms_norm_backward(dk, wide, inverse_rms(wide, E, EPS), gain_k, E)
+        tl.store(dgains + tile * (2 * E) + columns, dgain_q, mask=columns < E)
+        tl.store(dgains + tile * (2 * E) + E + columns, dgain_k, mask=columns < E)
+    tl.store(dqkv + place + H * E, dk.to(kind), mask=mask)
+    tl.store(dqkv + place + 2 * H * E, dv.to(kind), mask=mask)
 
 
 def _constants(
-    size: int, num_heads: int, head_dim: int, summaries: int, rotary: bool, norm: bool, ages: bool, dtype: torch.dtype
+    block: int,
+    size: int,
+    num_heads: int,
+    head_dim: int,
+    summaries: int,
+    rotary: bool,
+    norm: bool,
+    ages: bool,
+    dtype: torch.dtype,
 ) -> dict[str, object]:
     return {
         "H": num_heads,
         "E": head_dim,
         "WIDTH": power_of_two(head_dim),
         "ROWS": power_of_two(size),
+        "BLOCK": block,
         "M": summaries,
         "ROTARY": rotary,
         "NORM": norm,
         "AGES": ages,
         "EPS": EPS,
-        # Two products of bf16 fit tf32 and fp32 does not: three tf32 products give fp32's precision.
-        "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
     }
 
 
-def num_warps(rows: int, width: int, dtype: torch.dtype) -> int:
-    """Warps whose registers hold a tile without spilling, found by compiling ahead of time."""
-    wide = dtype == torch.float32
-    return 8 if rows >= 128 or (wide and rows * width >= 64 * 128) else 4
+def tile(rows: int, width: int, backward: bool, full: bool, wide: bool, capability: int) -> tuple[int, int]:
+    """Queries of a block, and warps: what holds a tile without spilling, found by compiling ahead of time.
+
+    Args:
+        full: With some of what is optional.
+        wide: fp32, whose tiles take twice the registers.
+        capability: 80 or 90; Hopper's matrix instructions take blocks of 64, and read keys from shared memory.
+    """
+    if wide:
+        return min(rows, 32 if rows * width <= 64 * 64 else 16), 4 if rows * width < 64 * 32 else 8
+    big = rows * width >= 64 * 64
+    if not backward:
+        return min(rows, 64 if capability >= 90 else 32), 8 if rows * width > 64 * 64 else 4
+    if capability >= 90:
+        block = 64 if rows == 64 and (width < 128 or not full) else 32
+        return min(rows, block), 8 if big and (full or rows * width > 64 * 64) else 4
+    return (16 if rows * width > 64 * 64 else min(rows, 32)), 8 if big else 4
+
+
+@functools.cache
+def _capability() -> int:
+    """Of the GPU that is there: 80 for all before Hopper, 90 from there on, and in the interpreter."""
+    if not torch.cuda.is_available():
+        return 90
+    return 90 if torch.cuda.get_device_capability()[0] >= 9 else 80
 
 
 def chunk_attention_forward(
@@ -234,10 +308,13 @@ def chunk_attention_forward(
     summaries = 0 if summary_queries is None else summary_queries.shape[0]
     out = qkv.new_empty(qkv.shape[0], dim)
     pooled = qkv.new_empty(count, summaries, dim)
-    constants = _constants(
-        size, num_heads, head_dim, summaries, rotary, norm_gains is not None, ages is not None, qkv.dtype
-    )
     rows = power_of_two(size)
+    full = any(x is not None for x in (norm_gains, ages, summary_queries))
+    wide = qkv.dtype == torch.float32
+    block, num_warps = tile(rows, power_of_two(head_dim), False, full, wide, _capability())
+    constants = _constants(
+        block, size, num_heads, head_dim, summaries, rotary, norm_gains is not None, ages is not None, qkv.dtype
+    )
     if count:
         _forward[(count * num_heads,)](
             qkv,
@@ -251,7 +328,8 @@ def chunk_attention_forward(
             pooled,
             head_dim**-0.5,
             **constants,
-            num_warps=num_warps(rows, power_of_two(head_dim), qkv.dtype),
+            num_warps=num_warps,
+            num_stages=1,
         )
     return out, pooled
 
@@ -279,10 +357,13 @@ def chunk_attention_backward(
     dgains = partial(tiles if norm_gains is not None else 0, 2, head_dim, dtype=torch.float32)
     dslopes = partial(count if ages is not None else 0, num_heads, dtype=torch.float32)
     dqueries = partial(count if summaries else 0, num_heads, summaries, head_dim, dtype=torch.float32)
-    constants = _constants(
-        size, num_heads, head_dim, summaries, rotary, norm_gains is not None, ages is not None, qkv.dtype
-    )
     rows = power_of_two(size)
+    full = any(x is not None for x in (norm_gains, ages, summary_queries))
+    wide = qkv.dtype == torch.float32
+    block, num_warps = tile(rows, power_of_two(head_dim), True, full, wide, _capability())
+    constants = _constants(
+        block, size, num_heads, head_dim, summaries, rotary, norm_gains is not None, ages is not None, qkv.dtype
+    )
     if count:
         _backward[(tiles,)](
             qkv,
@@ -300,38 +381,45 @@ def chunk_attention_backward(
             dqueries,
             head_dim**-0.5,
             **constants,
-            num_warps=num_warps(rows, power_of_two(head_dim), qkv.dtype),
+            num_warps=num_warps,
+            num_stages=1,
         )
     return dqkv, dgains.sum(0), dslopes.sum(0), dqueries.sum(0).transpose(0, 1).flatten(1)
 
 
+def fits(rows: int, width: int, full: bool, wide: bool) -> bool:
+    """Whether tiles of that size hold without spilling."""
+    return rows * width < 128 * 128 and (width < 128 or not (full and wide))
+
+
 def builds() -> list[Build]:
     """The shipped tiles: chunks of 32, 64 and 128, heads of 16 to 128, plain and with everything that is optional."""
-    found = []
-    for dtype in (torch.bfloat16, torch.float32):
-        for rows in (32, 64, 128):
-            for width in (16, 32, 64, 128):
-                for full in (False, True):
-                    found += _builds_of(dtype, rows, width, full)
-    return found
+    return [
+        build
+        for dtype in (torch.bfloat16, torch.float32)
+        for rows in (32, 64, 128)
+        for width in (16, 32, 64, 128)
+        for full in (False, True)
+        if fits(rows, width, full, dtype == torch.float32)
+        for architecture in (80, 90)
+        for build in _builds_of(dtype, rows, width, full, architecture)
+    ]
 
 
-def _builds_of(dtype: torch.dtype, rows: int, width: int, full: bool) -> list[Build]:
+def _builds_of(dtype: torch.dtype, rows: int, width: int, full: bool, architecture: int) -> list[Build]:
     kind = pointer(dtype)
-    constants = _constants(rows, 4, width, 2 if full else 0, True, full, full, dtype)
     optional = {"gains": "*fp32", "ages": "*fp32", "slopes": "*fp32", "queries": "*fp32"} if full else {}
     shared = {"qkv": kind, "starts": "*i32", "turns": "*fp32", **optional}
     absent = dict.fromkeys(() if full else ("gains", "ages", "slopes", "queries"))
     forward = {**shared, "out": kind, "summaries": kind, "scale": "fp32"}
     backward = {**shared, "dout": kind, "dsummaries": kind, "dqkv": kind}
     backward |= {"dgains": "*fp32", "dslopes": "*fp32", "dqueries": "*fp32", "scale": "fp32"}
-    name = f"{kind[1:]}, chunk {rows}, head {width}{', all options' if full else ''}"
-    warps = num_warps(rows, width, dtype)
-    wgmma = rows >= 64 and dtype == torch.bfloat16
-    return [
-        Build(f"forward, {name}", _forward, forward, {**constants, **absent}, warps, wgmma=wgmma),
-        Build(f"backward, {name}", _backward, backward, {**constants, **absent}, warps, wgmma=wgmma),
-    ]
-
-
-__all__ = ["LARGEST", "LOG2E", "builds", "chunk_attention_backward", "chunk_attention_forward"]
+    found = []
+    for name, kernel, arguments in (("forward", _forward, forward), ("backward", _backward, backward)):
+        block, warps = tile(rows, width, name == "backward", full, dtype == torch.float32, architecture)
+        summaries = 2 if full and width < 128 else 0
+        constants = {**_constants(block, rows, 4, width, summaries, True, full, full, dtype), **absent}
+        words = f"{name}, {kind[1:]}, chunk {rows}, head {width}{', all options' if full else ''}"
+        wgmma = block >= 64 and dtype == torch.bfloat16
+        found.append(Build(words, kernel, arguments, constants, warps, wgmma=wgmma, architectures=(architecture,)))
+    return found
