@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from gemkit_kernels.jagged_pool import jagged_pool
 from torch import Tensor, nn
 
 from gemkit.component import component
@@ -133,8 +134,26 @@ class InterFormer(CrossFeatureLayer):
     def summarise(self, events: Events) -> Tensor:
         """S_sum of each example. Shape: events -> (B, S + num_pma + num_recent, D)."""
         assert self.pma is not None
-        parts = [events.cls, self.pma(events.values, events.offsets, events.layout.chunks)]
+        if events.values.is_cuda:
+            pooled = pool_jagged(self.pma, events.values, events.offsets)
+        else:  # the batch's own chunks, which the host has made, are quicker on a CPU
+            pooled = self.pma(events.values, events.offsets, events.layout.chunks)
+        parts = [events.cls, pooled]
         if self.config.num_recent:
             parts.append(newest(events.values, events.offsets, self.config.num_recent))
         summary = self.summary_gate(self.summary_norm(torch.cat(parts, dim=1)))
         return summary.index_select(0, events.history_index)
+
+
+def pool_jagged(pma: PoolingByAttention, values: Tensor, offsets: Tensor) -> Tensor:
+    """What `pma` computes, by an operation that needs no chunks.
+
+    Shape: (T, D), (U+1,) -> (U, num_queries, D).
+    """
+    device = values.device.type
+    # Autocast knows products of PyTorch only.
+    rows = values.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else values
+    pooled = jagged_pool(pma.queries.to(rows.dtype), rows, None, offsets, num_heads=1)
+    filled = (offsets.diff() > 0).to(values.dtype)[:, None, None]
+    out: Tensor = pma.value(pooled) * filled
+    return out

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gemkit_interformer.interformer import pool_jagged
+from gemkit_interformer.pffn import gdpa_in_chunks
+from gemkit_kernels.gdpa import gdpa
 from torch import Tensor
 
 from gemkit.config.compose import compose
@@ -196,3 +199,33 @@ def test_personalising_from_all_tokens_lets_events_see_the_item() -> None:
 def test_heads_that_do_not_fit_are_refused() -> None:
     with pytest.raises(GemkitError, match="gdpa_heads = 3"):
         build(pffn="gdpa", gdpa_heads=3)
+
+
+def same_with_gradients(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    weights = torch.randn_like(expected)
+    for pair in zip(*(torch.autograd.grad((out * weights).sum(), inputs) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-9, atol=1e-10)
+        assert pair[0].any()
+
+
+def test_gpus_and_cpus_compute_the_same_gdpa() -> None:
+    """GPUs take `gdpa`, CPUs chunks made by the host."""
+    _, events = make_inputs(build())
+    total, count = events.values.shape[0], events.offsets.shape[0] - 1
+    sizes = ((total, D), (count, 3, D), (count, 3, D))
+    tensors = [torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    found = gdpa(*tensors, events.offsets, 2, scale=1 / 3)
+    same_with_gradients(found, gdpa_in_chunks(*tensors, events.layout.chunks, 2), tensors)
+
+
+def test_gpus_and_cpus_pool_the_same() -> None:
+    module = build()
+    _, events = make_inputs(module)
+    assert (events.offsets.diff() == 0).any(), "an empty history is among them"
+    values = events.values.detach().requires_grad_()
+    found, expected = (
+        pool_jagged(module.pma, values, events.offsets),
+        module.pma(values, events.offsets, events.layout.chunks),
+    )
+    same_with_gradients(found, expected, [values, *module.pma.parameters()])
