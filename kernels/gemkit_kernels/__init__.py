@@ -11,5 +11,5 @@ Each has a folder of its own:
 Nothing here imports Triton before a kernel is started.
 """
 
-OPS = ("chunk_attention", "gdpa", "jagged_attention", "jagged_pool")
+OPS = ("chunk_attention", "fm_block", "fp8", "gdpa", "jagged_attention", "jagged_pool")
 """Folders of the operations."""

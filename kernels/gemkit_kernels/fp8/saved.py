@@ -1,0 +1,119 @@
+"""Activations saved for the backward pass in FP8."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from gemkit_kernels.fp8.op import KINDS, fp8_dequantise, fp8_quantise
+
+NARROWEST = 128
+"""Numbers that share a scale at least: last axes are joined until there are so many."""
+
+
+class _Place(NamedTuple):
+    """Which numbers of which storage: all from `start` on in the order of memory, or those of some strides."""
+
+    storage: int
+    start: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    kind: torch.dtype
+    version: int
+
+
+@dataclasses.dataclass(eq=False)
+class _Small:
+    """Numbers in FP8. `origin` keeps the storage's address from being given to another one."""
+
+    values: Tensor
+    scales: Tensor
+    origin: StorageWeakRef
+
+
+class _Untouched(NamedTuple):
+    tensor: Tensor
+    version: int
+
+
+class _Saved(NamedTuple):
+    """One saved tensor: a view of `small`."""
+
+    small: _Small
+    dtype: torch.dtype
+    shape: torch.Size
+    strides: tuple[int, ...]
+
+
+@contextmanager
+def saved_in_fp8(keep: Iterable[Tensor] = (), least: int = 2**16, tiled: bool = False) -> Iterator[None]:
+    """Large activations of what runs inside are saved for its backward pass in FP8, in a half of bf16's memory.
+
+    The forward pass itself is exact; the backward pass sees activations rounded to 4 significant bits, in bf16, fp16 or
+    fp32 as they were. A tensor that several operations save is kept once. What lives anyway, because something else
+    holds it, is stored a second time: exclude it by `keep`.
+
+    A tensor that is not in FP8 and that was changed in place in the meantime is an error in the backward pass, as ever.
+
+    Args:
+        keep: Not touched, nor any view of them: give the parameters, `model.parameters()`. Autograd hands on saved
+            tensors without saying whether they are parameters. Copies of weights that autocast has made cannot be told
+            from activations.
+        least: Numbers in the smallest tensor that is touched. It has two axes at least, and is of bf16, fp16 or fp32.
+        tiled: A scale for each tile of 32 x 32 and not for each row.
+    """
+    kept = {x.untyped_storage()._cdata for x in keep}
+    known: weakref.WeakValueDictionary[_Place, _Small] = weakref.WeakValueDictionary()
+
+    def pack(x: Tensor) -> _Untouched | _Saved:
+        untouched = _Untouched(x, x._version)
+        if x.dtype not in KINDS or x.dim() < 2 or x.numel() < least or x.layout != torch.strided:
+            return untouched
+        axes, memory, storage = *_in_memory(x), x.untyped_storage()
+        if memory.numel() < least or storage._cdata in kept:
+            return untouched
+        sizes, strides = ((memory.numel(),), (1,)) if memory.is_contiguous() else (memory.shape, memory.stride())
+        place = _Place(storage._cdata, x.storage_offset(), tuple(sizes), tuple(strides), x.dtype, x._version)
+        small = known.get(place)
+        if small is None:
+            small = known[place] = _Small(*fp8_quantise(_rows(memory), tiled), StorageWeakRef(storage))  # type: ignore[no-untyped-call]
+        # Without gaps, and what is repeated is repeated.
+        dense, stride = [0] * x.dim(), 1
+        for axis in reversed(axes):
+            dense[axis], stride = stride, stride * x.shape[axis]
+        return _Saved(small, x.dtype, x.shape, tuple(dense))
+
+    def unpack(saved: _Untouched | _Saved) -> Tensor:
+        if isinstance(saved, _Untouched):
+            # Autograd itself does not look any more once there are hooks.
+            if saved.tensor._version != saved.version:
+                raise RuntimeError("a tensor that the backward pass needs has been changed in place")
+            return saved.tensor
+        numbers = fp8_dequantise(saved.small.values, saved.small.scales, saved.dtype)
+        return numbers.as_strided(saved.shape, saved.strides)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+def _in_memory(x: Tensor) -> tuple[list[int], Tensor]:
+    """The axes that are neither repeated nor single, from the longest stride to the shortest; and x with these only."""
+    axes = [i for i in range(x.dim()) if x.stride(i) and x.shape[i] > 1]
+    axes.sort(key=x.stride, reverse=True)
+    return axes, x.as_strided([x.shape[i] for i in axes], [x.stride(i) for i in axes])
+
+
+def _rows(memory: Tensor) -> Tensor:
+    """Shape: any -> (R, W)."""
+    width, axis = 1, memory.dim()
+    while axis > 1 and width < NARROWEST:
+        axis -= 1
+        width *= memory.shape[axis]
+    return memory.reshape(-1, width)
