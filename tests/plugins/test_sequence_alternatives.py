@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gemkit_baselines.sequence.buckets import RATIO, SHORTEST, bucket_plan, from_buckets, to_buckets, valid_slots
+from gemkit_kernels.jagged_attention import jagged_attention
 from torch import Tensor
 
 from gemkit.data.collate import plain_layout
@@ -206,6 +207,42 @@ def test_blocks_equal_plain_loops(options: dict[str, Any], num_cls: int) -> None
         return i >= count or (j < count and (i + shift) // size == (j + shift) // size)
 
     check_attention(encoder, num_cls, sees, cls_has_position=False)
+
+
+@pytest.mark.parametrize("num_cls", [0, 3])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("transformer", {}),
+        ("transformer", {"causal": True, "qk_norm": True}),
+        ("sliding_window", {"window": 5}),
+        ("sliding_window", {"window": 7, "both_sides": True}),
+        ("sliding_window", {"window": 64, "num_heads": 4}),
+    ],
+    ids=str,
+)
+def test_jagged_rows_or_not(name: str, options: dict[str, Any], num_cls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernels are asked for is what the encoder computes without them: outputs and gradients."""
+    encoder = build(name, **options)
+    events = make_events(encoder, num_cls=num_cls)
+    events.values.requires_grad_()
+    weights = bench.noise("weights", len(events.values), D).double()
+    results, asked = [], []
+
+    def recorded(*arguments: Any, **rest: Any) -> Tensor:
+        asked.append(rest)
+        return jagged_attention(*arguments, **rest)
+
+    monkeypatch.setattr(f"gemkit_baselines.sequence.{name}.jagged_attention", recorded)
+    for kernels in (False, True):
+        monkeypatch.setattr(f"gemkit_baselines.sequence.{name}.has_kernels", lambda *_, kernels=kernels: kernels)
+        out = encoder(events, torch.empty(0))
+        loss = (out.values * weights).sum() + out.cls.square().sum()
+        results.append([out.values, out.cls, *torch.autograd.grad(loss, [events.values, *encoder.parameters()])])
+        assert len(asked) == kernels
+    for plain, jagged in zip(*results, strict=True):
+        # The angles of rotary positions are in single precision without the kernels.
+        torch.testing.assert_close(jagged, plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*ATTENTION, "hstu"])

@@ -6,6 +6,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+from gemkit_kernels.jagged_attention import has_kernels, jagged_attention
 from torch import Tensor
 
 from gemkit.component import component
@@ -36,8 +37,9 @@ class WindowPlan(NamedTuple):
 class SlidingWindow(AttentionEncoder):
     """Self-attention to a window of W events, at cost O(T * W); n layers see n * (W - 1) events back.
 
-    Computed chunk by chunk: a chunk of W slots and the one before it hold everything that its events may see. CLS
-    tokens see all events of their history, at cost O(T * S); no event sees them.
+    Kernels for jagged histories compute it where there are some, elsewhere PyTorch does, chunk by chunk: a chunk of W
+    slots and the one before it hold everything that its events may see. CLS tokens see all events of their history, at
+    cost O(T * S); no event sees them.
 
     Paper: Longformer (arXiv 2004.05150), section 3.1, sliding window attention.
     Differs: by default the window looks back only; rotary positions; the age of an event is added in the first layer;
@@ -56,6 +58,20 @@ class SlidingWindow(AttentionEncoder):
     def attend(self, qkv: Tensor, cls: Tensor, events: Events) -> tuple[Tensor, Tensor]:
         """Shape: (T, 3 D), cls (U, S, 3 D) -> (T, D), (U, S, D)."""
         plan, reach = events.layout.plan
-        chunks = to_chunks(qkv, plan)
-        mixed = window_attention(chunks, plan, self.num_heads, self.window, reach, self.both_sides)
-        return from_chunks(mixed, plan), cls_attention(cls, chunks, plan, self.num_heads)
+        if has_kernels(qkv, self.num_heads):
+            mixed = self.attend_jagged(qkv, events)
+            if cls.shape[1] == 0:
+                return mixed, mixed.new_zeros(cls.shape[0], 0, mixed.shape[1])
+            chunks = to_chunks(qkv, plan)
+        else:
+            chunks = to_chunks(qkv, plan)
+            of_chunks = window_attention(chunks, plan, self.num_heads, self.window, reach, self.both_sides)
+            mixed = from_chunks(of_chunks, plan)
+        return mixed, cls_attention(cls, chunks, plan, self.num_heads)
+
+    def attend_jagged(self, qkv: Tensor, events: Events) -> Tensor:
+        """The events' part of `attend`, without chunks. Shape: (T, 3 D) -> (T, D)."""
+        longest = events.layout.max_length
+        return jagged_attention(
+            qkv, events.offsets, longest, self.num_heads, window=self.window, both_sides=self.both_sides
+        )
