@@ -13,7 +13,7 @@ from gemkit.interfaces import BuildContext, Events
 from gemkit.nn.attention import attention
 from gemkit.nn.jagged import ChunkPlan, from_chunks, to_chunks
 from gemkit_baselines.sequence.layer import AttentionConfig, AttentionEncoder
-from gemkit_baselines.sequence.local import cls_attention, local_plan
+from gemkit_baselines.sequence.local import cls_attention, cls_attention_jagged, local_plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,4 +55,6 @@ class Blocks(AttentionEncoder):
         plan: ChunkPlan = events.layout.plan
         blocks = to_chunks(qkv, plan)
         mixed = from_chunks(attention(blocks, plan.valid, self.num_heads), plan)
+        if qkv.is_cuda:
+            return mixed, cls_attention_jagged(cls, qkv, events.offsets, self.num_heads)
         return mixed, cls_attention(cls, blocks, plan, self.num_heads)

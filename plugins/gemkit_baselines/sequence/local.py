@@ -6,11 +6,13 @@ import math
 
 import numpy as np
 import torch
+from gemkit_kernels.jagged_pool import jagged_pool
 from torch import Tensor
 from torch.nn import functional as F
 
 from gemkit.nn.attention import rotate, turns
 from gemkit.nn.jagged import ChunkPlan, chunk_plan, segment_sum
+from gemkit_baselines.sequence.packed import pack
 
 
 def local_plan(lengths: np.ndarray, size: int, align: str = "newest") -> ChunkPlan:
@@ -90,6 +92,18 @@ def cls_attention(cls: Tensor, chunks: Tensor, plan: ChunkPlan, num_heads: int) 
         total = near.sum(-1, keepdim=True) + segment_sum(far.sum(-1, keepdim=True), plan.owner, histories)
         mixed.append((near @ v + segment_sum(far @ far_v, plan.owner, histories)) / total)
     return torch.cat(mixed, dim=-1)
+
+
+def cls_attention_jagged(cls: Tensor, qkv: Tensor, offsets: Tensor, num_heads: int) -> Tensor:
+    """`cls_attention` without chunks, for GPUs: the CLS tokens pool the rows of their history, themselves among these.
+
+    Shape: (U, S, 3 D), (T, 3 D), (U+1,) -> (U, S, D).
+    """
+    num_cls, dim = cls.shape[1], cls.shape[2] // 3
+    if num_cls == 0:
+        return cls.new_zeros(cls.shape[0], 0, dim)
+    rows, offsets = pack(qkv[:, dim:], cls[..., dim:], offsets)
+    return jagged_pool(cls[..., :dim], rows[:, :dim], rows[:, dim:], offsets, num_heads)
 
 
 def _heads(qkv: Tensor, num_heads: int) -> list[tuple[Tensor, ...]]:

@@ -14,7 +14,7 @@ from gemkit.config.fields import option
 from gemkit.interfaces import BuildContext, Events
 from gemkit.nn.jagged import ChunkPlan, from_chunks, to_chunks
 from gemkit_baselines.sequence.layer import AttentionConfig, AttentionEncoder
-from gemkit_baselines.sequence.local import cls_attention, local_plan, window_attention
+from gemkit_baselines.sequence.local import cls_attention, cls_attention_jagged, local_plan, window_attention
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,15 +59,11 @@ class SlidingWindow(AttentionEncoder):
         """Shape: (T, 3 D), cls (U, S, 3 D) -> (T, D), (U, S, D)."""
         plan, reach = events.layout.plan
         if has_kernels(qkv, self.num_heads):
-            mixed = self.attend_jagged(qkv, events)
-            if cls.shape[1] == 0:
-                return mixed, mixed.new_zeros(cls.shape[0], 0, mixed.shape[1])
-            chunks = to_chunks(qkv, plan)
-        else:
-            chunks = to_chunks(qkv, plan)
-            of_chunks = window_attention(chunks, plan, self.num_heads, self.window, reach, self.both_sides)
-            mixed = from_chunks(of_chunks, plan)
-        return mixed, cls_attention(cls, chunks, plan, self.num_heads)
+            far = cls_attention_jagged(cls, qkv, events.offsets, self.num_heads)
+            return self.attend_jagged(qkv, events), far
+        chunks = to_chunks(qkv, plan)
+        mixed = window_attention(chunks, plan, self.num_heads, self.window, reach, self.both_sides)
+        return from_chunks(mixed, plan), cls_attention(cls, chunks, plan, self.num_heads)
 
     def attend_jagged(self, qkv: Tensor, events: Events) -> Tensor:
         """The events' part of `attend`, without chunks. Shape: (T, 3 D) -> (T, D)."""
