@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from gemkit_kernels.fm_block import fm_block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -123,13 +124,9 @@ class FactorizationMachineBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape: (B, N, D) -> (B, n_F, D)."""
-        if self.attentive:
-            y = self.attend(self.compress(x)).softmax(-1)
-            compressed = torch.bmm(y, x)
-        else:
-            compressed = self.projection(x)
-        products = torch.bmm(x, compressed.transpose(1, 2))
-        tokens = self.activation(self.mlp(self.norm(products.flatten(1))))
+        y = self.attend(self.compress(x)).softmax(-1) if self.attentive else self.projection.weight
+        products = fm_block(x, y, self.norm.weight, self.norm.bias)
+        tokens = self.activation(self.mlp(products))
         return tokens.view(x.shape[0], self.num_fm_tokens, -1)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from gemkit_kernels import check, paths
-from gemkit_kernels.fm_block.pytorch import fm_block_pytorch
+from gemkit_kernels.fm_block.pytorch import autocast_type, fm_block_pytorch
 
 OP = "fm_block"
 MOST_TOKENS, MOST_RANKS, MOST_COLUMNS = 256, 32, 512
@@ -41,9 +41,7 @@ def fm_block(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     """
     _checked(x, y, gain, bias)
     if paths.choose(OP, x.device.type, _unfit(x, y)) == paths.TRITON:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        out: Tensor = _operator(x, y, gain, bias)
+        out: Tensor = _operator(x.to(autocast_type(x) or x.dtype), y, gain, bias)
         return out
     return fm_block_pytorch(x, y, gain, bias)
 
@@ -64,7 +62,7 @@ def _checked(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor) -> None:
 def _unfit(x: Tensor, y: Tensor) -> str:
     """Why the kernels cannot take this, if they cannot."""
     (_, n, d), k = x.shape, y.shape[-2]
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    dtype = autocast_type(x) or x.dtype
     if dtype not in MOST_PRODUCTS:
         return str(dtype)[6:]
     for number, most, what in ((n, MOST_TOKENS, "tokens"), (k, MOST_RANKS, "ranks"), (d, MOST_COLUMNS, "columns")):
