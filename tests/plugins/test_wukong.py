@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,7 @@ from gemkit.testing import bench
 from gemkit.testing.contracts_any import nudge
 
 N, N_OUT, D = 5, 6, bench.DIM
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "wukong_gpu.py"
 
 
 def layer(layer_index: int = 0, **options: Any) -> nn.Module:
@@ -186,3 +191,24 @@ def test_too_many_fm_tokens_are_refused() -> None:
     with pytest.raises(GemkitError, match="num_fm_tokens = 6") as caught:
         layer(num_fm_tokens=6)
     assert caught.value.where == "interaction.num_fm_tokens" and "1 to 5" in str(caught.value)
+
+
+def test_the_gpu_benchmark_runs_with_toy_sizes(tmp_path: Path) -> None:
+    """On a machine without the libraries for configurations and tables."""
+    code = (
+        "import runpy, sys; missing = ('omegaconf', 'hydra', 'pyarrow', 'duckdb', 'yaml', 'rich', 'torchmetrics');"
+        "sys.modules.update(dict.fromkeys(missing)); sys.argv[1:] = ['--tiny', '--out', sys.argv[1]];"
+        f"runpy.run_path({str(BENCHMARK)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
+    report = json.loads((tmp_path / "wukong_gpu.json").read_text())
+    (launches,), (fp8,), (large,) = report["launches"], report["fp8"], report["large"]
+    assert launches["pytorch"]["compile_gain"] > 0
+    assert large["eager, fm_block in pytorch"]["ms"] > 0 and large["compile, fm_block in pytorch"]["ms"] > 0
+    assert fp8["exact"]["loss"] == fp8["fp8, rows"]["loss"] and fp8["exact"]["gradient_error"] == 0
+    assert 0.001 < fp8["fp8, rows"]["gradient_error"] < 0.1
+    assert fp8["exact"]["loss_after_a_step"] < fp8["exact"]["loss"]
+    b, n, d, k, h, layers = 8, 6, 8, 4, 16, 2
+    forward = b * layers * (4 * n * d * k + 2 * n * k * h + 2 * h * (n // 2) * d + 2 * (n // 2) * n * d)
+    assert large["tflop"] == pytest.approx(3 * forward / 1e12)
