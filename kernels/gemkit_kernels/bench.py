@@ -4,8 +4,8 @@
 
 Needs torch >= 2.11 and triton >= 3.6 and nothing else. First the card's own ceilings (a large copy, a large product);
 then every operation against its reference in float64, forward and gradients; then the cases of `<op>/bench.py`: medians
-of device time with inputs that no cache holds. Writes DIR/kernels.json, also when something fails or time runs out;
-ends with code 1 if a result was wrong.
+of device time with inputs that no cache holds. Writes DIR/kernels.json, case by case; ends with code 1 if a result was
+wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import argparse
 import importlib
 import json
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -80,37 +82,79 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def prepare(op: str, out: Path) -> None:
+    """Checks one operation, and starts each candidate once, so that nothing is left to be compiled."""
+    _write(out / "checks.json", checks(op))
+    for case in _cases(op):
+        for name, call in case.calls.items():
+            if name != "padded":  # takes memory and has nothing to compile
+                torch.compiler.reset()
+                try:
+                    timing.step(case, call, case.inputs(0))
+                except Exception as error:  # told where it is timed
+                    print(f"{op}, {case.name}, {name}: {type(error).__name__}", flush=True)
+
+
+def prepared(ops: list[str], deadline: float) -> dict[str, list[dict[str, Any]]]:
+    """`prepare`, all operations at once, each in a process of its own; what is not ready in time is ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = {}
+        for op in ops:
+            command = [sys.executable, "-m", "gemkit_kernels.bench", "--out", f"{folder}/{op}", "--prepare", op]
+            started[op] = subprocess.Popen(command)
+        found = {}
+        for op, process in started.items():
+            try:
+                process.wait(timeout=max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            path = Path(folder) / op / "checks.json"
+            if path.exists():
+                found[op] = json.loads(path.read_text(encoding="utf-8"))
+            else:
+                found[op] = [{"case": "all", "error": f"ended with code {process.returncode}", "right": False}]
+        return found
+
+
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of kernels.json")
     parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
     parser.add_argument("--minutes", type=float, default=7.0, help="no candidate is begun after that")
+    parser.add_argument("--prepare", choices=OPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("gemkit_kernels.bench needs an NVIDIA GPU; torch sees none", file=sys.stderr)
         return 2
-    deadline = time.monotonic() + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"hardware": hardware(), "ceilings": timing.ceilings(), "checks": {}, "cases": []}
-    print(json.dumps({**report["hardware"], **report["ceilings"]}))
-    right = True
-    try:
-        for op in options.ops:
-            try:
-                report["checks"][op] = checks(op)
-            except Exception as error:
-                traceback.print_exc()
-                report["checks"][op] = [{"case": "all", "error": str(error)[:2000], "right": False}]
-            right &= all(row["right"] for row in report["checks"][op])
-        for op in options.ops:
-            for case in importlib.import_module(f"gemkit_kernels.{op}.bench").cases():
-                report["cases"].append(measure(case, report["ceilings"], deadline))
-    finally:
-        path = options.out / "kernels.json"
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        print(path)
-    return 0 if right else 1
+    if options.prepare:
+        prepare(options.prepare, options.out)
+        return 0
+    began = time.monotonic()
+    deadline = began + 60 * options.minutes
+    report: dict[str, Any] = {"hardware": hardware(), "ceilings": timing.ceilings(), "cases": []}
+    print(json.dumps({**report["hardware"], **report["ceilings"]}), flush=True)
+    torch.cuda.empty_cache()
+    report["checks"] = prepared(options.ops, began + 30 * options.minutes)
+    _write(options.out / "kernels.json", report)
+    for op in options.ops:
+        for case in _cases(op):
+            report["cases"].append(measure(case, report["ceilings"], deadline))
+            _write(options.out / "kernels.json", report)
+    wrong = [row for rows in report["checks"].values() for row in rows if not row["right"]]
+    print(f"{len(wrong)} wrong results", *wrong, sep="\n")
+    return int(bool(wrong))
+
+
+def _cases(op: str) -> list[timing.Case]:
+    found: list[timing.Case] = importlib.import_module(f"gemkit_kernels.{op}.bench").cases()
+    return found
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _print(case: timing.Case, name: str, row: dict[str, Any]) -> None:

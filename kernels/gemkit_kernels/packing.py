@@ -12,7 +12,7 @@ class Slots(NamedTuple):
     """How T rows lie in K segments of C slots, each filled from its first slot on.
 
     Attributes:
-        gather: (K * C,) int64, the row in each slot; some other row in empty ones.
+        gather: (K * C,) int64, the row in each slot; another row of the segment in empty ones.
         valid: (K, C) bool, False in empty slots.
         position: (T,) int64, each row's slot in the flattened (K * C).
     """
@@ -32,7 +32,9 @@ def slots(offsets: Tensor, size: int, total: int) -> Slots:
     slot = torch.arange(size, device=offsets.device)
     segments = torch.arange(starts.shape[0], device=offsets.device)
     valid = slot < lengths.unsqueeze(1)
-    gather = (starts.unsqueeze(1) + slot).clamp(max=max(total - 1, 0)).view(-1)
+    # A row of the same segment: a weight of 0 does not silence another's NaN.
+    last = (offsets[1:] - 1).clamp(min=0)
+    gather = torch.minimum(starts.unsqueeze(1) + slot, last.unsqueeze(1)).view(-1)
     shift = torch.repeat_interleave(segments * size - starts, lengths, output_size=total)
     return Slots(gather, valid, torch.arange(total, device=offsets.device) + shift)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -50,11 +51,16 @@ def forced(path: str) -> Iterator[None]:
 def _fitting(device: str, unfit: str) -> tuple[str, str]:
     if device != "cuda":
         return PYTORCH, f"the tensors are on a {device} device"
+    missing = _missing()
+    if missing or unfit:
+        return PYTORCH, missing or unfit
+    return TRITON, "a GPU, and Triton"
+
+
+@functools.cache
+def _missing() -> str:
+    """What the kernels need and this machine lacks. Asked once: looking for a package takes longer than a kernel."""
     if importlib.util.find_spec("triton") is None:
-        return PYTORCH, "Triton is not installed"
+        return "Triton is not installed"
     major, minor = torch.cuda.get_device_capability()
-    if major < 8:
-        return PYTORCH, f"the GPU's compute capability is {major}.{minor}, the kernels need 8.0"
-    if unfit:
-        return PYTORCH, unfit
-    return TRITON, f"a GPU of compute capability {major}.{minor}"
+    return "" if major >= 8 else f"the GPU's compute capability is {major}.{minor}, the kernels need 8.0"

@@ -21,10 +21,14 @@ def turns(length: int, pairs: int, device: torch.device, dtype: torch.dtype = to
 
 
 @functools.lru_cache(maxsize=64)
-def table(length: int, pairs: int, device: torch.device) -> Tensor:
-    """Cosines and sines for the kernels, made once. Shape: (2, length, pairs), fp32."""
+def table(length: int, pairs: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Cosines and sines for kernels on tensors of `dtype`, made once. Shape: (2, length, pairs), fp32 or fp16.
+
+    For half precision in fp16, whose eleven bits are more than a bf16 query has: half the bytes to read.
+    """
+    kind = torch.float32 if dtype == torch.float32 else torch.float16
     with torch.inference_mode(False), torch.no_grad():
-        return torch.stack(turns(length, pairs, device))
+        return torch.stack(turns(length, pairs, device)).to(kind)
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ def pointer(dtype: torch.dtype) -> str:
 @triton.jit
 def turn(x, cos, sin, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Rotates the pairs (0, 1), (2, 3), ... of each row; with -sin, back."""
+    cos, sin = cos.to(tl.float32), sin.to(tl.float32)
     a, b = tl.split(tl.reshape(x, (ROWS, WIDTH // 2, 2)))
     return tl.reshape(tl.join(a * cos - b * sin, a * sin + b * cos), (ROWS, WIDTH))
 

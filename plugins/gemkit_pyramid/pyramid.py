@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from gemkit_kernels.chunk_attention import chunk_attention
+from gemkit_kernels.jagged_attention import jagged_attention
+from gemkit_kernels.jagged_pool import jagged_pool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +22,7 @@ from gemkit.nn.ages import AgeEmbedding
 from gemkit.nn.attention import SelfAttention, check_head_width
 from gemkit.nn.jagged import ChunkPlan, chunk_plan, from_chunks, to_chunks
 from gemkit.nn.layers import mlp
+from gemkit.nn.packed import pack, unpack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ class PyramidPlan(NamedTuple):
 class Summarise(nn.Module):
     """Learned queries pool each chunk into m summaries.
 
-    Shape: (K, C, D), valid (K, C) -> (K, m, D).
+    Shape: (T, D) -> (K, m, D).
     """
 
     def __init__(self, dim: int, num_summaries: int) -> None:
@@ -97,10 +100,14 @@ class Summarise(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.queries, std=self.queries.shape[1] ** -0.5)
 
-    def forward(self, chunks: Tensor, valid: Tensor) -> Tensor:
-        scores = chunks @ self.queries.t() / math.sqrt(chunks.shape[-1])
-        weights = scores.masked_fill(~valid.unsqueeze(-1), -torch.inf).softmax(dim=1)
-        return torch.bmm(weights.transpose(1, 2), chunks)
+    def forward(self, values: Tensor, chunks: Chunks) -> Tensor:
+        if values.is_cuda:
+            return jagged_pool(self.queries.to(values.dtype), values, None, chunks.starts, num_heads=1)
+        # Chunks of one shape, whose places are known already, are faster on a CPU.
+        slots = to_chunks(values, chunks.slots)
+        scores = slots @ self.queries.t() / math.sqrt(slots.shape[-1])
+        weights = scores.masked_fill(~chunks.slots.valid.unsqueeze(-1), -torch.inf).softmax(dim=1)
+        return torch.bmm(weights.transpose(1, 2), slots)
 
 
 class ChunkAttention(SelfAttention):
@@ -146,7 +153,7 @@ class ChunkLevel(nn.Module):
             values = values + F.dropout(attend(normed, chunks), self.dropout, self.training)
         if self.ffn is not None and self.ffn_norm is not None:
             values = values + F.dropout(self.ffn(self.ffn_norm(values)), self.dropout, self.training)
-        summaries: Tensor = self.summarise(to_chunks(values, chunks.slots), chunks.slots.valid)
+        summaries: Tensor = self.summarise(values, chunks)
         return values, summaries.flatten(0, 1)
 
     def back(self, values: Tensor, summaries: Tensor, chunks: Chunks) -> Tensor:
@@ -174,6 +181,8 @@ class TopLevel(nn.Module):
         self.cls_first = config.align == "oldest"
 
     def forward(self, summaries: Tensor, cls: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
+        if summaries.is_cuda and self.attention.bias is None and not self.cls_first:
+            return self.jagged(summaries, cls, plan)
         present = plan.valid.new_ones(cls.shape[:2])
         # CLS tokens stand at the end that is not padded: their distance to the summaries, which is what rotary
         # positions see, then does not depend on the longest history of the batch.
@@ -185,6 +194,18 @@ class TopLevel(nn.Module):
         first, second = mixed.split([part.shape[1] for part in parts], dim=1)
         rows, cls = (second, first) if self.cls_first else (first, second)
         return from_chunks(rows, plan), cls
+
+    def jagged(self, summaries: Tensor, cls: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
+        """`forward` without padding, for GPUs: rotary positions, CLS tokens after the newest summary."""
+        offsets = F.pad(plan.valid.sum(1).cumsum(0), (1, 0))
+        tokens, ends = pack(summaries, cls, offsets)
+        attend = self.attention
+        qkv = attend.qkv(self.norm(tokens))
+        if attend.qk_norm is not None:
+            qkv = attend.qk_norm(qkv)
+        longest = plan.gather.shape[1] + cls.shape[1]
+        mixed = tokens + attend.out(jagged_attention(qkv, ends, longest, attend.num_heads))
+        return unpack(mixed, offsets, cls.shape[1])
 
 
 @component("sequence", PyramidConfig)

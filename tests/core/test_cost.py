@@ -206,12 +206,14 @@ def test_a_pyramid_layer_by_hand(chunk_sizes: tuple[int, ...]) -> None:
         return torch.cat([out.values, out.cls.flatten(0, 1)])
 
     dim, macs, recomputed = bench.DIM, 0, 0
-    for plan in events.layout.plan.levels:
-        chunks, slots = plan.gather.shape
-        attention = 4 * dim * dim + 2 * slots * dim  # q, k, v, out; scores and their product with v
-        summaries = 2 * 2 * dim
-        macs += chunks * (slots * (attention + 2 * dim * dim + summaries) + 2 * dim * dim)  # ... ffn; gate and down
+    rows = len(values)
+    for level in events.layout.plan.levels:
+        chunks, slots = level.slots.gather.shape
+        macs += rows * (4 * dim * dim + 2 * dim * dim)  # q, k, v, out; feed-forward
+        # Scores and their product with v; summaries; gate and down.
+        macs += chunks * (slots * (2 * slots * dim + 2 * 2 * dim) + 2 * dim * dim)
         recomputed += chunks * slots * slots * dim
+        rows = 2 * chunks
     histories, slots = events.layout.plan.top.gather.shape[0], events.layout.plan.top.gather.shape[1] + 2
     macs += histories * slots * (4 * dim * dim + 2 * slots * dim)
     recomputed += histories * slots * slots * dim

@@ -29,6 +29,16 @@ def test_by_hand() -> None:
     assert summaries.shape == (1, 0, 2)
 
 
+def test_a_chunk_never_sees_another() -> None:
+    qkv, queries = torch.randn(50, 3 * 32), torch.randn(2, 32)
+    starts = torch.tensor([0, 20, 20, 50])
+    clean = chunk_attention(qkv, starts, 32, 2, summary_queries=queries)
+    qkv[20:] = torch.nan
+    poisoned = chunk_attention(qkv, starts, 32, 2, summary_queries=queries)
+    assert torch.equal(poisoned[0][:20], clean[0][:20]) and poisoned[0][20:].isnan().all()
+    assert torch.equal(poisoned[1][:2], clean[1][:2]) and poisoned[1][2].isnan().all()
+
+
 def test_compiles_whole() -> None:
     x = bench.example(torch.tensor([3, 0, 40, 1]), 16, 2, 8, torch.float32, True, "cpu", seed=1)
     rest = {name: x[name] for name in bench.OPTIONS}

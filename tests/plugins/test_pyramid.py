@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gemkit_kernels.jagged_pool import jagged_pool
 from torch import Tensor, nn
 
 from gemkit.data.collate import plain_layout
@@ -184,6 +185,19 @@ def test_encoder_equals_plain_loops(options: dict[str, Any], num_cls: int) -> No
         values, cls = reference(encoder, array(events.values[a:b]), array(events.ages[a:b]), array(events.cls[u]))
         np.testing.assert_allclose(array(out.values[a:b]), values, rtol, atol, err_msg=f"history {u}")
         np.testing.assert_allclose(array(out.cls[u]), cls, rtol, atol, err_msg=f"CLS of history {u}")
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_ways_of_gpus_give_the_same(qk_norm: bool) -> None:
+    """Summaries by `jagged_pool`, the top by `jagged_attention`: here through their PyTorch paths."""
+    encoder = build(chunk_sizes=(4,), qk_norm=qk_norm)
+    plan, values = encoder.plan(LENGTHS), bench.noise("rows", 45, D)
+    level, cls = encoder.levels[0], bench.noise("pyramid/cls", len(LENGTHS), 3, D)
+    summaries = level.summarise(values, plan.levels[0])
+    pooled = jagged_pool(level.summarise.queries, values, None, plan.levels[0].starts, num_heads=1)
+    torch.testing.assert_close(pooled, summaries)
+    found, expected = (way(summaries.flatten(0, 1), cls, plan.top) for way in (encoder.top.jagged, encoder.top))
+    torch.testing.assert_close(found, expected)
 
 
 def test_every_event_sees_the_whole_journey() -> None:

@@ -245,6 +245,19 @@ def test_jagged_rows_or_not(name: str, options: dict[str, Any], num_cls: int, mo
         torch.testing.assert_close(jagged, plain, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("align", ["newest", "oldest"])
+def test_blocks_without_padding(align: str) -> None:
+    encoder = build("blocks", block_size=5, align=align)
+    events = make_events(encoder)
+    qkv, cls = (
+        bench.noise("qkv", len(events.values), 3 * D).double(),
+        bench.noise("cls", len(events.cls), 3, 3 * D).double(),
+    )
+    torch.testing.assert_close(
+        encoder.attend_jagged(qkv, events), encoder.attend(qkv, cls, events)[0], rtol=1e-5, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("name", [*ATTENTION, "hstu"])
 def test_only_the_first_layer_adds_ages(name: str) -> None:
     assert build(name, 0).ages is not None and build(name, 1).ages is None

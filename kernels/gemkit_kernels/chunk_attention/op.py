@@ -61,9 +61,8 @@ def chunk_attention(
     """
     head_dim = _checked(qkv, starts, size, num_heads, rotary, norm_gains, ages, age_slopes, summary_queries)
     arguments = (qkv, starts, size, num_heads, rotary, norm_gains, ages, age_slopes, summary_queries)
-    full = norm_gains is not None or ages is not None
     num_summaries = 0 if summary_queries is None else summary_queries.shape[0]
-    if paths.choose(OP, qkv.device.type, _unfit(size, head_dim, qkv.dtype, full, num_summaries)) == paths.TRITON:
+    if paths.choose(OP, qkv.device.type, _unfit(size, head_dim, qkv.dtype, num_summaries)) == paths.TRITON:
         out: tuple[Tensor, Tensor] = _operator(*arguments)
         return out
     return chunk_attention_pytorch(*arguments)
@@ -104,18 +103,19 @@ def _checked(
     return head_dim
 
 
-def _unfit(size: int, head_dim: int, dtype: torch.dtype, full: bool, num_summaries: int) -> str:
-    """Why the kernels cannot take this, if they cannot."""
-    if size > 128 or head_dim > 128:
-        return f"chunks of {size} with heads of {head_dim}: a tile holds 128 of each"
+def _unfit(size: int, head_dim: int, dtype: torch.dtype, num_summaries: int) -> str:
+    """Why the kernels cannot take this, if they cannot: what they take fits the registers of a program."""
     if dtype == torch.float64:
         return "float64"
+    longest = 64 if dtype == torch.float32 else 128
+    if max(size, head_dim) > longest:
+        return f"chunks of {size} with heads of {head_dim} in {str(dtype)[6:]}: the kernels take {longest} of each"
     if size > 64 and head_dim > 64:
         return f"chunks of {size} with heads of {head_dim}: one of the two may be more than 64"
-    if head_dim > 64 and (num_summaries or (full and dtype == torch.float32)):
-        return f"heads of {head_dim} leave no registers for what is optional"
+    if num_summaries and (max(size, head_dim) > 64 or dtype == torch.float32):
+        return f"summaries of chunks of {size} with heads of {head_dim}: the kernels take 64 of each in half precision"
     if num_summaries > 16:
-        return f"{num_summaries} summaries: a tile holds 16"
+        return f"{num_summaries} summaries: the kernels take 16"
     return ""
 
 

@@ -9,6 +9,7 @@ written tile by tile and added up afterwards, in a fixed order.
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -26,8 +27,9 @@ def _turns(turns, rows, E: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
     pairs = tl.arange(0, WIDTH // 2)
     place = rows[:, None] * (E // 2) + pairs[None, :]
     there = (rows < ROWS)[:, None] & (pairs < E // 2)[None, :]
-    cos = tl.load(turns + place, mask=there, other=0.0)
-    return cos, tl.load(turns + ROWS * (E // 2) + place, mask=there, other=0.0)
+    # All programs read the same table: it should stay in the caches that heads stream through.
+    cos = tl.load(turns + place, mask=there, other=0.0, eviction_policy="evict_last")
+    return cos, tl.load(turns + ROWS * (E // 2) + place, mask=there, other=0.0, eviction_policy="evict_last")
 
 
 @triton.jit
@@ -70,9 +72,9 @@ def _gain(gains, columns, E: tl.constexpr, NORM: tl.constexpr):
 
 
 @triton.jit
-def _scores(q, k, ages, slope, q_rows, k_rows, start, length, scale, AGES: tl.constexpr):
+def _scores(q, k, ages, slope, q_rows, k_rows, start, length, scale, AGES: tl.constexpr, PRECISION: tl.constexpr):
     """Scores in units of log 2, and what the slope is multiplied by."""
-    scores = tl.dot(q, tl.trans(k)) * (scale * 1.4426950408889634)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * 1.4426950408889634)
     distance = scores
     if AGES:
         q_age = tl.load(ages + start + q_rows, mask=q_rows < length, other=0.0)
@@ -99,45 +101,90 @@ def _forward(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
     M: tl.constexpr,
     ROTARY: tl.constexpr,
     NORM: tl.constexpr,
     AGES: tl.constexpr,
     EPS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    chunk, head = tl.program_id(0) // H, tl.program_id(0) % H
+    chunk = tl.program_id(0) // (H // GROUP)
     start = tl.load(starts + chunk).to(tl.int64)
     length = (tl.load(starts + chunk + 1) - start).to(tl.int32)
     rows, columns = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     in_head = (columns < E)[None, :]
-    base = qkv + start * (3 * H * E) + head * E
-    place = base + rows[:, None] * (3 * H * E) + columns[None, :]
     mask = (rows < length)[:, None] & in_head
-    k = tl.load(place + H * E, mask=mask, other=0.0)
-    v = tl.load(place + 2 * H * E, mask=mask, other=0.0)
-    kind = v.dtype
-    flat_k = _normed(k, _gain(gains + E, columns, E, NORM) if NORM else 0.0, E, NORM, EPS)
-    k = _turned(flat_k, turns, rows, E, ROWS, ROWS, WIDTH, ROTARY)
-    gain = _gain(gains, columns, E, NORM) if NORM else 0.0
-    slope = tl.load(slopes + head).to(tl.float32) if AGES else 0.0
-    for first in range(0, ROWS, BLOCK):
-        own = first + tl.arange(0, BLOCK)
-        own_mask = (own < length)[:, None] & in_head
-        q = tl.load(base + own[:, None] * (3 * H * E) + columns[None, :], mask=own_mask, other=0.0)
-        q = _turned(_normed(q, gain, E, NORM, EPS), turns, own, E, ROWS, BLOCK, WIDTH, ROTARY)
-        scores, _ = _scores(q, k, ages, slope, own, rows, start, length, scale, AGES)
-        mixed = tl.dot(softmax_rows(scores).to(kind), v)
-        there = out + start * (H * E) + head * E + own[:, None] * (H * E) + columns[None, :]
-        tl.store(there, mixed.to(kind), mask=own_mask)
-    if M > 0:
-        slot = tl.arange(0, 16)
-        some = (slot < M)[:, None] & in_head
-        query = tl.load(queries + slot[:, None] * (H * E) + head * E + columns[None, :], mask=some, other=0.0).to(kind)
-        pooled = tl.dot(query, tl.trans(flat_k)) * (scale * 1.4426950408889634)
-        weights = softmax_rows(tl.where((rows < length)[None, :], pooled, float("-inf"))).to(kind)
-        pooled = tl.dot(weights, v)
-        there = summaries + chunk.to(tl.int64) * (M * H * E) + head * E
-        tl.store(there + slot[:, None] * (H * E) + columns[None, :], pooled.to(kind), mask=some)
+    for head in range(tl.program_id(0) % (H // GROUP) * GROUP, tl.program_id(0) % (H // GROUP) * GROUP + GROUP):
+        base = qkv + start * (3 * H * E) + head * E
+        place = base + rows[:, None] * (3 * H * E) + columns[None, :]
+        k = tl.load(place + H * E, mask=mask, other=0.0)
+        v = tl.load(place + 2 * H * E, mask=mask, other=0.0)
+        kind = v.dtype
+        flat_k = _normed(k, _gain(gains + E, columns, E, NORM) if NORM else 0.0, E, NORM, EPS)
+        k = _turned(flat_k, turns, rows, E, ROWS, ROWS, WIDTH, ROTARY)
+        gain = _gain(gains, columns, E, NORM) if NORM else 0.0
+        slope = tl.load(slopes + head).to(tl.float32) if AGES else 0.0
+        for first in range(0, ROWS, BLOCK):
+            own = first + tl.arange(0, BLOCK)
+            own_mask = (own < length)[:, None] & in_head
+            q = tl.load(base + own[:, None] * (3 * H * E) + columns[None, :], mask=own_mask, other=0.0)
+            q = _turned(_normed(q, gain, E, NORM, EPS), turns, own, E, ROWS, BLOCK, WIDTH, ROTARY)
+            scores, _ = _scores(q, k, ages, slope, own, rows, start, length, scale, AGES, PRECISION)
+            mixed = tl.dot(softmax_rows(scores).to(kind), v, input_precision=PRECISION)
+            there = out + start * (H * E) + head * E + own[:, None] * (H * E) + columns[None, :]
+            tl.store(there, mixed.to(kind), mask=own_mask)
+        if M > 0:
+            slot = tl.arange(0, 16)
+            some = (slot < M)[:, None] & in_head
+            learned = queries + slot[:, None] * (H * E) + head * E + columns[None, :]
+            query = tl.load(learned, mask=some, other=0.0).to(kind)
+            pooled = tl.dot(query, tl.trans(flat_k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+            weights = softmax_rows(tl.where((rows < length)[None, :], pooled, float("-inf"))).to(kind)
+            pooled = tl.dot(weights, v, input_precision=PRECISION)
+            there = summaries + chunk.to(tl.int64) * (M * H * E) + head * E
+            tl.store(there + slot[:, None] * (H * E) + columns[None, :], pooled.to(kind), mask=some)
+
+
+@triton.jit
+def _gradients(
+    q, dmixed, k, v, ages, slope, q_rows, k_rows, start, length, scale, AGES: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Weights, and gradients of scores times `scale`, of a block of queries; the gradient of the slope, row by row."""
+    scores, distance = _scores(q, k, ages, slope, q_rows, k_rows, start, length, scale, AGES, PRECISION)
+    weights = softmax_rows(scores)
+    dweights = tl.dot(dmixed, tl.trans(v), input_precision=PRECISION)
+    dscores = weights * (dweights - tl.sum(weights * dweights, 1)[:, None])
+    # `distance` is in units of log 2.
+    dslope = tl.sum(dscores * distance, 1) / 1.4426950408889634 if AGES else tl.sum(dscores, 1)
+    return weights.to(q.dtype), (dscores * scale).to(q.dtype), dslope
+
+
+@triton.jit
+def _store_query_gradient(
+    dq,
+    raw_q,
+    gain,
+    turns,
+    place,
+    mask,
+    rows,
+    E: tl.constexpr,
+    ROWS: tl.constexpr,
+    L: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROTARY: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    """Back through rotary positions and QK-norm; returns the gradient of the gain."""
+    dq = _turned_back(dq, turns, rows, E, ROWS, L, WIDTH, ROTARY)
+    dgain = tl.zeros((WIDTH,), tl.float32)
+    if NORM:
+        wide = raw_q.to(tl.float32)
+        dq, dgain = rms_norm_backward(dq, wide, inverse_rms(wide, E, EPS), gain, E)
+    tl.store(place, dq.to(raw_q.dtype), mask=mask)
+    return dgain
 
 
 @triton.jit
@@ -161,86 +208,104 @@ def _backward(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
     M: tl.constexpr,
     ROTARY: tl.constexpr,
     NORM: tl.constexpr,
     AGES: tl.constexpr,
     EPS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    tile = tl.program_id(0).to(tl.int64)
-    chunk, head = tl.program_id(0) // H, tl.program_id(0) % H
+    chunk = tl.program_id(0) // (H // GROUP)
     start = tl.load(starts + chunk).to(tl.int64)
     length = (tl.load(starts + chunk + 1) - start).to(tl.int32)
     rows, columns = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     in_head = (columns < E)[None, :]
-    base = start * (3 * H * E) + head * E
-    place = base + rows[:, None] * (3 * H * E) + columns[None, :]
     mask = (rows < length)[:, None] & in_head
-    k = tl.load(qkv + place + H * E, mask=mask, other=0.0)
-    v = tl.load(qkv + place + 2 * H * E, mask=mask, other=0.0)
-    kind = v.dtype
-    gain_q = _gain(gains, columns, E, NORM) if NORM else 0.0
-    gain_k = _gain(gains + E, columns, E, NORM) if NORM else 0.0
-    slope = tl.load(slopes + head).to(tl.float32) if AGES else 0.0
-    k = _turned(_normed(k, gain_k, E, NORM, EPS), turns, rows, E, ROWS, ROWS, WIDTH, ROTARY)
-    dk, dv = tl.zeros((ROWS, WIDTH), tl.float32), tl.zeros((ROWS, WIDTH), tl.float32)
-    dgain_q, dslope = tl.zeros((WIDTH,), tl.float32), tl.zeros((BLOCK,), tl.float32)
-    for first in range(0, ROWS, BLOCK):
-        own = first + tl.arange(0, BLOCK)
-        own_mask = (own < length)[:, None] & in_head
-        own_place = base + own[:, None] * (3 * H * E) + columns[None, :]
-        raw_q = tl.load(qkv + own_place, mask=own_mask, other=0.0)
-        own_dout = dout + start * (H * E) + head * E + own[:, None] * (H * E) + columns[None, :]
-        dmixed = tl.load(own_dout, mask=own_mask, other=0.0)
-        q = _turned(_normed(raw_q, gain_q, E, NORM, EPS), turns, own, E, ROWS, BLOCK, WIDTH, ROTARY)
-        scores, distance = _scores(q, k, ages, slope, own, rows, start, length, scale, AGES)
-        weights = softmax_rows(scores)
-        dweights = tl.dot(dmixed, tl.trans(v))
-        dscores = weights * (dweights - tl.sum(weights * dweights, 1)[:, None])
-        dv += tl.dot(tl.trans(weights.to(kind)), dmixed)
+    for head in range(tl.program_id(0) % (H // GROUP) * GROUP, tl.program_id(0) % (H // GROUP) * GROUP + GROUP):
+        tile = chunk.to(tl.int64) * H + head
+        base = start * (3 * H * E) + head * E
+        place = base + rows[:, None] * (3 * H * E) + columns[None, :]
+        k = tl.load(qkv + place + H * E, mask=mask, other=0.0)
+        v = tl.load(qkv + place + 2 * H * E, mask=mask, other=0.0)
+        kind = v.dtype
+        gain_q = _gain(gains, columns, E, NORM) if NORM else 0.0
+        gain_k = _gain(gains + E, columns, E, NORM) if NORM else 0.0
+        slope = tl.load(slopes + head).to(tl.float32) if AGES else 0.0
+        k = _turned(_normed(k, gain_k, E, NORM, EPS), turns, rows, E, ROWS, ROWS, WIDTH, ROTARY)
+        dk, dv = tl.zeros((ROWS, WIDTH), tl.float32), tl.zeros((ROWS, WIDTH), tl.float32)
+        if BLOCK == ROWS:
+            # One gradient after the other, each stored before the next is made: fewer registers, more programs at once.
+            raw_q = tl.load(qkv + place, mask=mask, other=0.0)
+            dmixed = tl.load(
+                dout + start * (H * E) + head * E + rows[:, None] * (H * E) + columns[None, :], mask=mask, other=0.0
+            )
+            q = _turned(_normed(raw_q, gain_q, E, NORM, EPS), turns, rows, E, ROWS, ROWS, WIDTH, ROTARY)
+            weights, dscores, dslope = _gradients(
+                q, dmixed, k, v, ages, slope, rows, rows, start, length, scale, AGES, PRECISION
+            )
+            dq = tl.dot(dscores, k, input_precision=PRECISION)
+            dgain_q = _store_query_gradient(
+                dq, raw_q, gain_q, turns, dqkv + place, mask, rows, E, ROWS, ROWS, WIDTH, ROTARY, NORM, EPS
+            )
+            dk = tl.dot(tl.trans(dscores), q, input_precision=PRECISION)
+        else:
+            dgain_q, dslope = tl.zeros((WIDTH,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+            for first in range(0, ROWS, BLOCK):
+                own = first + tl.arange(0, BLOCK)
+                own_mask = (own < length)[:, None] & in_head
+                own_place = base + own[:, None] * (3 * H * E) + columns[None, :]
+                raw_q = tl.load(qkv + own_place, mask=own_mask, other=0.0)
+                dmixed = tl.load(
+                    dout + start * (H * E) + head * E + own[:, None] * (H * E) + columns[None, :],
+                    mask=own_mask,
+                    other=0.0,
+                )
+                q = _turned(_normed(raw_q, gain_q, E, NORM, EPS), turns, own, E, ROWS, BLOCK, WIDTH, ROTARY)
+                weights, dscores, dslopes_own = _gradients(
+                    q, dmixed, k, v, ages, slope, own, rows, start, length, scale, AGES, PRECISION
+                )
+                dslope += dslopes_own
+                dv += tl.dot(tl.trans(weights), dmixed, input_precision=PRECISION)
+                dk += tl.dot(tl.trans(dscores), q, input_precision=PRECISION)
+                dq = tl.dot(dscores, k, input_precision=PRECISION)
+                dgain_q += _store_query_gradient(
+                    dq, raw_q, gain_q, turns, dqkv + own_place, own_mask, own, E, ROWS, BLOCK, WIDTH, ROTARY, NORM, EPS
+                )
         if AGES:
-            dslope += tl.sum(dscores * distance, 1)
-        scaled = (dscores * scale).to(kind)
-        dk += tl.dot(tl.trans(scaled), q)
-        dq = tl.dot(scaled, k)
-        dq = _turned_back(dq, turns, own, E, ROWS, BLOCK, WIDTH, ROTARY)
+            tl.store(dslopes + tile, tl.sum(dslope, 0))
+        dk = _turned_back(dk, turns, rows, E, ROWS, ROWS, WIDTH, ROTARY)
+        # Read again, so that no register held it all along.
+        raw_k = tl.load(qkv + place + H * E, mask=mask, other=0.0) if NORM or M > 0 else k
+        if M > 0:
+            flat_k = _normed(raw_k, gain_k, E, NORM, EPS)
+            slot = tl.arange(0, 16)
+            some = (slot < M)[:, None] & in_head
+            learned = queries + slot[:, None] * (H * E) + head * E + columns[None, :]
+            query = tl.load(learned, mask=some, other=0.0).to(kind)
+            there = dsummaries + chunk.to(tl.int64) * (M * H * E) + head * E
+            dpooled = tl.load(there + slot[:, None] * (H * E) + columns[None, :], mask=some, other=0.0)
+            pooled = tl.dot(query, tl.trans(flat_k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+            shares = softmax_rows(tl.where((rows < length)[None, :], pooled, float("-inf")))
+            dshares = tl.dot(dpooled, tl.trans(v), input_precision=PRECISION)
+            dpools = (shares * (dshares - tl.sum(shares * dshares, 1)[:, None]) * scale).to(kind)
+            dv += tl.dot(tl.trans(shares.to(kind)), dpooled, input_precision=PRECISION)
+            dk += tl.dot(tl.trans(dpools), query, input_precision=PRECISION)
+            dquery = tl.dot(dpools, flat_k, input_precision=PRECISION)
+            tl.store(dqueries + tile * (M * E) + slot[:, None] * E + columns[None, :], dquery, mask=some)
         if NORM:
-            wide = raw_q.to(tl.float32)
-            dq, dgain = rms_norm_backward(dq, wide, inverse_rms(wide, E, EPS), gain_q, E)
-            dgain_q += dgain
-        tl.store(dqkv + own_place, dq.to(kind), mask=own_mask)
-    if AGES:
-        # `distance` is in units of log 2.
-        tl.store(dslopes + tile, tl.sum(dslope, 0) / 1.4426950408889634)
-    dk = _turned_back(dk, turns, rows, E, ROWS, ROWS, WIDTH, ROTARY)
-    # Read again, so that no register held it all along.
-    raw_k = tl.load(qkv + place + H * E, mask=mask, other=0.0) if NORM or M > 0 else k
-    if M > 0:
-        flat_k = _normed(raw_k, gain_k, E, NORM, EPS)
-        slot = tl.arange(0, 16)
-        some = (slot < M)[:, None] & in_head
-        query = tl.load(queries + slot[:, None] * (H * E) + head * E + columns[None, :], mask=some, other=0.0).to(kind)
-        there = dsummaries + chunk.to(tl.int64) * (M * H * E) + head * E
-        dpooled = tl.load(there + slot[:, None] * (H * E) + columns[None, :], mask=some, other=0.0)
-        pooled = tl.dot(query, tl.trans(flat_k)) * (scale * 1.4426950408889634)
-        shares = softmax_rows(tl.where((rows < length)[None, :], pooled, float("-inf")))
-        dshares = tl.dot(dpooled, tl.trans(v))
-        dpools = (shares * (dshares - tl.sum(shares * dshares, 1)[:, None]) * scale).to(kind)
-        dv += tl.dot(tl.trans(shares.to(kind)), dpooled)
-        dk += tl.dot(tl.trans(dpools), query)
-        dquery = tl.dot(dpools, flat_k)
-        tl.store(dqueries + tile * (M * E) + slot[:, None] * E + columns[None, :], dquery, mask=some)
-    if NORM:
-        wide = raw_k.to(tl.float32)
-        dk, dgain_k = rms_norm_backward(dk, wide, inverse_rms(wide, E, EPS), gain_k, E)
-        tl.store(dgains + tile * (2 * E) + columns, dgain_q, mask=columns < E)
-        tl.store(dgains + tile * (2 * E) + E + columns, dgain_k, mask=columns < E)
-    tl.store(dqkv + place + H * E, dk.to(kind), mask=mask)
-    tl.store(dqkv + place + 2 * H * E, dv.to(kind), mask=mask)
+            wide = raw_k.to(tl.float32)
+            dk, dgain_k = rms_norm_backward(dk, wide, inverse_rms(wide, E, EPS), gain_k, E)
+            tl.store(dgains + tile * (2 * E) + columns, dgain_q, mask=columns < E)
+            tl.store(dgains + tile * (2 * E) + E + columns, dgain_k, mask=columns < E)
+        tl.store(dqkv + place + H * E, dk.to(kind), mask=mask)
+        if BLOCK == ROWS:
+            dv += tl.dot(tl.trans(weights), dmixed, input_precision=PRECISION)
+        tl.store(dqkv + place + 2 * H * E, dv.to(kind), mask=mask)
 
 
 def _constants(
-    block: int,
+    how: Tile,
     size: int,
     num_heads: int,
     head_dim: int,
@@ -249,38 +314,68 @@ def _constants(
     norm: bool,
     ages: bool,
     dtype: torch.dtype,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     return {
         "H": num_heads,
         "E": head_dim,
-        "WIDTH": power_of_two(head_dim),
+        "WIDTH": power_of_two(head_dim, 64 if dtype == torch.float32 else 32 if size > 64 else 16),
         "ROWS": power_of_two(size),
-        "BLOCK": block,
+        "BLOCK": how.block,
+        "GROUP": how.heads if num_heads % how.heads == 0 else 1,
         "M": summaries,
         "ROTARY": rotary,
         "NORM": norm,
         "AGES": ages,
         "EPS": EPS,
+        # Two bf16 numbers fit a tf32 product and fp32 numbers do not: three tf32 products give fp32's precision.
+        "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
     }
 
 
-def tile(rows: int, width: int, backward: bool, full: bool, wide: bool, capability: int) -> tuple[int, int]:
-    """Queries of a block, and warps: what holds a tile without spilling, found by compiling ahead of time.
+class Tile(NamedTuple):
+    """How a pass runs.
+
+    Attributes:
+        block: Queries that are worked on at once; all of the chunk's where the registers hold them.
+        heads: That one program takes in turn, where they divide the number of heads.
+        stages: 2: the next head is loaded ahead.
+    """
+
+    block: int
+    num_warps: int
+    heads: int = 1
+    stages: int = 1
+
+
+def tile(rows: int, width: int, backward: bool, full: bool, dtype: torch.dtype, capability: int) -> Tile:
+    """What spills nothing, found by compiling ahead of time, and of that the fastest on an H200.
 
     Args:
         full: With some of what is optional.
-        wide: fp32, whose tiles take twice the registers.
-        capability: 80 or 90; Hopper's matrix instructions take blocks of 64, and read keys from shared memory.
+        capability: 80 or 90; Hopper's matrix instructions read their operands from shared memory.
     """
-    if wide:
-        return min(rows, 32 if rows * width <= 64 * 64 else 16), 4 if rows * width < 64 * 32 else 8
-    big = rows * width >= 64 * 64
+    if dtype == torch.float32:
+        return Tile(16, 8)  # three products for one take three times the registers
+    big = rows * width > 64 * 64
+    if capability < 90:
+        if not backward:
+            return Tile(min(rows, 32), 8 if big or full or rows == 128 else 4)
+        if rows == 128 or width == 128:
+            return Tile(16, 8)
+        return Tile(32, 8) if rows == width == 64 else Tile(rows, 4)
     if not backward:
-        return min(rows, 64 if capability >= 90 else 32), 8 if rows * width > 64 * 64 else 4
-    if capability >= 90:
-        block = 64 if rows == 64 and (width < 128 or not full) else 32
-        return min(rows, block), 8 if big and (full or rows * width > 64 * 64) else 4
-    return (16 if rows * width > 64 * 64 else min(rows, 32)), 8 if big else 4
+        if rows == 32 and width == 64 and not full:
+            return Tile(32, 4, heads=4, stages=2)
+        return Tile(rows, 8 if rows == 128 and width >= 64 else 4)
+    if rows == 32:
+        if width == 64 and not full:
+            return Tile(32, 4, heads=4, stages=2)
+        return Tile(16, 8) if width == 128 else Tile(32, 4)
+    if rows == 64:
+        return Tile(64, 8 if width == 128 or (width == 64 and full) else 4)
+    if full:
+        return Tile(32 if width == 64 else 16, 8)
+    return Tile(128, 8)
 
 
 @functools.cache
@@ -310,16 +405,15 @@ def chunk_attention_forward(
     pooled = qkv.new_empty(count, summaries, dim)
     rows = power_of_two(size)
     full = any(x is not None for x in (norm_gains, ages, summary_queries))
-    wide = qkv.dtype == torch.float32
-    block, num_warps = tile(rows, power_of_two(head_dim), False, full, wide, _capability())
+    how = tile(rows, power_of_two(head_dim), False, full, qkv.dtype, _capability())
     constants = _constants(
-        block, size, num_heads, head_dim, summaries, rotary, norm_gains is not None, ages is not None, qkv.dtype
+        how, size, num_heads, head_dim, summaries, rotary, norm_gains is not None, ages is not None, qkv.dtype
     )
     if count:
-        _forward[(count * num_heads,)](
+        _forward[(count * (num_heads // constants["GROUP"]),)](
             qkv,
             starts,
-            table(rows, head_dim // 2, qkv.device) if rotary else None,
+            table(rows, head_dim // 2, qkv.device, qkv.dtype) if rotary else None,
             norm_gains,
             ages,
             age_slopes,
@@ -328,8 +422,8 @@ def chunk_attention_forward(
             pooled,
             head_dim**-0.5,
             **constants,
-            num_warps=num_warps,
-            num_stages=1,
+            num_warps=how.num_warps,
+            num_stages=how.stages,
         )
     return out, pooled
 
@@ -359,16 +453,15 @@ def chunk_attention_backward(
     dqueries = partial(count if summaries else 0, num_heads, summaries, head_dim, dtype=torch.float32)
     rows = power_of_two(size)
     full = any(x is not None for x in (norm_gains, ages, summary_queries))
-    wide = qkv.dtype == torch.float32
-    block, num_warps = tile(rows, power_of_two(head_dim), True, full, wide, _capability())
+    how = tile(rows, power_of_two(head_dim), True, full, qkv.dtype, _capability())
     constants = _constants(
-        block, size, num_heads, head_dim, summaries, rotary, norm_gains is not None, ages is not None, qkv.dtype
+        how, size, num_heads, head_dim, summaries, rotary, norm_gains is not None, ages is not None, qkv.dtype
     )
     if count:
-        _backward[(tiles,)](
+        _backward[(tiles // constants["GROUP"],)](
             qkv,
             starts,
-            table(rows, head_dim // 2, qkv.device) if rotary else None,
+            table(rows, head_dim // 2, qkv.device, qkv.dtype) if rotary else None,
             norm_gains,
             ages,
             age_slopes,
@@ -381,26 +474,29 @@ def chunk_attention_backward(
             dqueries,
             head_dim**-0.5,
             **constants,
-            num_warps=num_warps,
-            num_stages=1,
+            num_warps=how.num_warps,
+            num_stages=how.stages,
         )
     return dqkv, dgains.sum(0), dslopes.sum(0), dqueries.sum(0).transpose(0, 1).flatten(1)
 
 
 def fits(rows: int, width: int, full: bool, wide: bool) -> bool:
-    """Whether tiles of that size hold without spilling."""
-    return rows * width < 128 * 128 and (width < 128 or not (full and wide))
+    """Whether the registers hold a tile without spilling."""
+    return rows <= 64 and width <= 64 if wide else rows * width < 128 * 128
 
 
 def builds() -> list[Build]:
-    """The shipped tiles: chunks of 32, 64 and 128, heads of 16 to 128, plain and with everything that is optional."""
+    """The shipped tiles, plain and with everything that is optional."""
+    sizes = {
+        torch.bfloat16: {32: (16, 32, 64, 128), 64: (16, 32, 64, 128), 128: (32, 64)},
+        torch.float32: {32: (64,), 64: (64,)},  # narrower heads are padded
+    }
     return [
         build
-        for dtype in (torch.bfloat16, torch.float32)
-        for rows in (32, 64, 128)
-        for width in (16, 32, 64, 128)
+        for dtype, widths in sizes.items()
+        for rows in widths
+        for width in widths[rows]
         for full in (False, True)
-        if fits(rows, width, full, dtype == torch.float32)
         for architecture in (80, 90)
         for build in _builds_of(dtype, rows, width, full, architecture)
     ]
@@ -416,10 +512,12 @@ def _builds_of(dtype: torch.dtype, rows: int, width: int, full: bool, architectu
     backward |= {"dgains": "*fp32", "dslopes": "*fp32", "dqueries": "*fp32", "scale": "fp32"}
     found = []
     for name, kernel, arguments in (("forward", _forward, forward), ("backward", _backward, backward)):
-        block, warps = tile(rows, width, name == "backward", full, dtype == torch.float32, architecture)
-        summaries = 2 if full and width < 128 else 0
-        constants = {**_constants(block, rows, 4, width, summaries, True, full, full, dtype), **absent}
+        how = tile(rows, width, name == "backward", full, dtype, architecture)
+        summaries = 2 if full and max(rows, width) <= 64 and dtype == torch.bfloat16 else 0
+        constants = {**_constants(how, rows, 4, width, summaries, True, full, full, dtype), **absent}
         words = f"{name}, {kind[1:]}, chunk {rows}, head {width}{', all options' if full else ''}"
-        wgmma = block >= 64 and dtype == torch.bfloat16
-        found.append(Build(words, kernel, arguments, constants, warps, wgmma=wgmma, architectures=(architecture,)))
+        wgmma = how.block >= 64 and dtype == torch.bfloat16
+        found.append(
+            Build(words, kernel, arguments, constants, how.num_warps, how.stages, wgmma, architectures=(architecture,))
+        )
     return found

@@ -46,8 +46,8 @@ def errors_of(rows: int, width: int, dtype: torch.dtype, tiled: bool, device: st
 
 def checks() -> Iterator[tuple[str, torch.dtype, dict[str, float]]]:
     """Odd and even widths, rows and tiles."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for rows, width in ((7, 1), (33, 31), (100, 256), (31, 1025), (5, 16384), (64, 64)):
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows, width in ((33, 31), (100, 256), (31, 1025), (5, 16384)):
             for tiled in (False, True):
                 name = f"{rows} rows of {width}{', tiles' if tiled else ''}"
                 yield name, dtype, errors_of(rows, width, dtype, tiled, "cuda", seed=rows)
@@ -73,6 +73,8 @@ def _case(width: int, tiled: bool, back: bool) -> Case:
         return fp8_dequantise_pytorch(**x, dtype=torch.bfloat16) if back else fp8_quantise_pytorch(**x, tiled=tiled)
 
     name = f"{'de' if back else ''}quantise, {rows} rows of {width}{', tiles' if tiled else ''}"
-    calls: dict[str, Call] = {"triton": triton, "eager": eager, "compile": torch.compile(eager, dynamic=False)}
+    calls: dict[str, Call] = {"triton": triton, "eager": eager}
+    if width == 1024:
+        calls["compile"] = torch.compile(eager, dynamic=False)
     forward_bytes = 3 * rows * width + 4 * scales
     return Case("fp8", name, inputs, calls, forward_bytes, forward_flop=rows * width, sets=1)

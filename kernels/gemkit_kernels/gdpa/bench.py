@@ -22,10 +22,10 @@ def example(
     lengths: Tensor, num_keys: int, heads: int, width: int, dtype: torch.dtype, device: str, seed: int
 ) -> Inputs:
     """Inputs by name."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
+        return torch.randn(*shape, generator=generator, device=device).to(dtype).requires_grad_()
 
     dim = heads * width
     return {
@@ -63,8 +63,8 @@ def errors_of(
 def checks() -> Iterator[tuple[str, torch.dtype, dict[str, float]]]:
     """Odd lengths, all tiles, both activations; one history of many splits."""
     for dtype in (torch.float32, torch.bfloat16):
-        for keys, width in ((4, 64), (16, 16), (1, 128), (33, 24), (64, 64), (128, 32), (128, 128)):
-            for activation in ("gelu", "silu"):
+        for keys, width in ((4, 64), (33, 24), (128, 128)) if dtype == torch.bfloat16 else ((4, 64),):
+            for activation in ("gelu", "silu") if keys == 4 else ("gelu",):
                 name = f"{keys} keys, heads of {width}, {activation}"
                 yield name, dtype, errors_of(keys, 2, width, dtype, activation, "cuda", seed=keys + width)
         long = errors_of(4, 2, 64, dtype, "gelu", "cuda", seed=1, lengths=(3, 20_000, 0, 512, 513))
@@ -90,7 +90,9 @@ def _case(num_keys: int) -> Case:
     def eager(x: Inputs) -> Tensor:
         return gdpa_pytorch(x["queries"], x["keys"], x["values"], x["offsets"], HEADS, scale, "gelu")
 
-    calls: dict[str, Any] = {"triton": ours, "eager": eager, "compile": torch.compile(eager, dynamic=False)}
+    calls: dict[str, Any] = {"triton": ours, "eager": eager}
+    if num_keys == 4:
+        calls["compile"] = torch.compile(eager, dynamic=False)
     # Queries in, outputs out; in the backward pass queries and gradients in, gradients out.
     floors = {
         "forward_bytes": 4 * row,

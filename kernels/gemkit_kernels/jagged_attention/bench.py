@@ -34,9 +34,9 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 def example(lengths: Tensor, heads: int, width: int, dtype: torch.dtype, device: str, seed: int) -> Inputs:
     """Inputs by name."""
-    generator = torch.Generator().manual_seed(seed)
-    qkv = torch.randn(int(lengths.sum()), 3 * heads * width, generator=generator)
-    return {"qkv": qkv.to(device, dtype).requires_grad_(), "offsets": offsets_of(lengths).to(device)}
+    generator = torch.Generator(device).manual_seed(seed)
+    qkv = torch.randn(int(lengths.sum()), 3 * heads * width, generator=generator, device=device)
+    return {"qkv": qkv.to(dtype).requires_grad_(), "offsets": offsets_of(lengths).to(device)}
 
 
 def errors_of(
@@ -58,8 +58,8 @@ def checks() -> Iterator[tuple[str, torch.dtype, dict[str, float]]]:
     """Odd lengths, all tiles."""
     lengths = torch.tensor([*ODD, 1500])
     for dtype in (torch.float32, torch.bfloat16):
-        for width in (16, 24, 64, 128):
-            for options in VARIANTS if width == 64 else VARIANTS[2:6:3]:
+        for width in (24, 64, 128) if dtype == torch.bfloat16 else (64,):
+            for options in VARIANTS if width == 64 and dtype == torch.bfloat16 else VARIANTS[2:6:3]:
                 found = errors_of(lengths, 2, width, dtype, options, "cuda", seed=width)
                 yield f"heads of {width}, {options or 'full'}", dtype, found
 
@@ -71,7 +71,6 @@ def cases() -> list[Case]:
         _case("full", 1024),
         _case("causal", 8192, causal=True),
         _case("window 64", 8192, window=64),
-        _case("window 256", 8192, window=256),
     ]
 
 
@@ -95,8 +94,9 @@ def _case(name: str, longest: int, causal: bool = False, window: int = 0) -> Cas
         "triton, no rotary": plain,
         "varlen": varlen(longest, causal, window),
         "flex": flex(causal or window > 0, window),
-        "padded": padded(lengths, causal, window),
     }
+    if not causal and not window:
+        calls["padded"] = padded(lengths, causal, window)
     flop = HEADS * WIDTH * visible_pairs(lengths, causal, window)
     floors = {
         "forward_bytes": 8 * row,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from gemkit_kernels.chunk_attention import chunk_attention
 from torch import Tensor
+from torch.nn import functional as F
 
 from gemkit.component import component
 from gemkit.config.fields import option
@@ -53,8 +55,16 @@ class Blocks(AttentionEncoder):
     def attend(self, qkv: Tensor, cls: Tensor, events: Events) -> tuple[Tensor, Tensor]:
         """Shape: (T, 3 D), cls (U, S, 3 D) -> (T, D), (U, S, D)."""
         plan: ChunkPlan = events.layout.plan
+        if qkv.is_cuda:
+            return self.attend_jagged(qkv, events), cls_attention_jagged(cls, qkv, events.offsets, self.num_heads)
+        # Chunks of one shape, whose places are known already, serve the CLS tokens too.
         blocks = to_chunks(qkv, plan)
         mixed = from_chunks(attention(blocks, plan.valid, self.num_heads), plan)
-        if qkv.is_cuda:
-            return mixed, cls_attention_jagged(cls, qkv, events.offsets, self.num_heads)
         return mixed, cls_attention(cls, blocks, plan, self.num_heads)
+
+    def attend_jagged(self, qkv: Tensor, events: Events) -> Tensor:
+        """The events' part of `attend`, without padding. Shape: (T, 3 D) -> (T, D)."""
+        valid: Tensor = events.layout.plan.valid
+        starts = F.pad(valid.sum(1).cumsum(0), (1, 0))
+        mixed, _ = chunk_attention(qkv, starts, valid.shape[1], self.num_heads)
+        return mixed

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gemkit.nn.attention import rotate, turns
 from gemkit.nn.jagged import ChunkPlan, chunk_plan, segment_sum
-from gemkit_baselines.sequence.packed import pack
+from gemkit.nn.packed import pack
 
 
 def local_plan(lengths: np.ndarray, size: int, align: str = "newest") -> ChunkPlan:

@@ -14,9 +14,9 @@ from gemkit.component import component
 from gemkit.config.fields import option
 from gemkit.interfaces import BuildContext, Events
 from gemkit.nn.attention import attention
+from gemkit.nn.packed import pack, unpack
 from gemkit_baselines.sequence.buckets import BucketPlan, bucket_plan, from_buckets, to_buckets, valid_slots
 from gemkit_baselines.sequence.layer import AttentionConfig, AttentionEncoder
-from gemkit_baselines.sequence.packed import pack, unpack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
