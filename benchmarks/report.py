@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import report_kernels
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -232,6 +234,8 @@ WHOLE_TABLES: dict[str, Callable[[], str]] = {
     "interaction_speed": interaction_speed,
     "history_speed_layer": history_speed_layer,
     "history_speed_step": history_speed_step,
+    "kernels_h200": lambda: report_kernels.kernels(_read("kernels_h200")),
+    "wukong_gpu": lambda: report_kernels.wukong_gpu(_read("wukong_gpu")),
 }
 """Mark in the page -> what makes the table below it."""
 

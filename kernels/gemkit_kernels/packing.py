@@ -52,7 +52,8 @@ def pad(rows: Tensor, where: Slots) -> Tensor:
 
 def unpad(padded: Tensor, where: Slots) -> Tensor:
     """The inverse of `pad`. Shape: (K, C, ...) -> (T, ...)."""
-    return padded.flatten(0, 1).index_select(0, where.position)
+    rows: Tensor = _Rows.apply(padded.flatten(0, 1), where.position)  # type: ignore[no-untyped-call]
+    return rows
 
 
 class _Move(torch.autograd.Function):
@@ -66,3 +67,16 @@ class _Move(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return gradients[0].index_select(0, ctx.back), None, None
+
+
+class _Rows(torch.autograd.Function):
+    """`index_select`, whose gradient is copied to where each row came from: nothing is added up."""
+
+    @staticmethod
+    def forward(ctx: Any, slots: Tensor, position: Tensor) -> Tensor:
+        ctx.position, ctx.shape = position, slots.shape
+        return slots.index_select(0, position)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].new_zeros(ctx.shape).index_copy_(0, ctx.position, gradients[0]), None

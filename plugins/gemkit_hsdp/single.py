@@ -15,6 +15,7 @@ from gemkit.config.run import OptimizerConfig, RunConfig
 from gemkit.data.schema import Schema
 from gemkit.errors import GemkitError
 from gemkit.interfaces import EmbeddingTables, ParallelBackend
+from gemkit_hsdp.activations import SavedInFp8
 from gemkit_hsdp.tables import FusedTables, LocalTables, TorchTables
 
 
@@ -29,8 +30,21 @@ class SingleConfig(Config):
         "Tables: FBGEMM's fused ones, PyTorch's, or FBGEMM's if it is installed.",
         choices=("auto", "fbgemm", "torch"),
     )
+    saved_activations: str = option(
+        "exact",
+        "What training keeps of the dense part for the backward pass: activations as they are, or those of 65,536 "
+        "numbers or more in FP8, a byte each. Tables and evaluation are exact; copies of weights in bf16 are not.",
+        choices=("exact", "fp8"),
+    )
 
     def check_run(self, run: RunConfig) -> None:
+        if self.saved_activations == "fp8" and run.train.checkpoint_activations:
+            raise GemkitError(
+                "parallel.saved_activations = fp8 beside train.checkpoint_activations, which saves none in the blocks",
+                where="parallel.saved_activations",
+                allowed="one of the two",
+                fix="parallel.saved_activations=exact, or train.checkpoint_activations=false",
+            )
         if self.uses_fbgemm and run.size.dim % 4:
             raise GemkitError(
                 f"size.dim = {run.size.dim}, and FBGEMM's tables have rows of whole fours",
@@ -68,6 +82,7 @@ class SingleProcess(ParallelBackend):
         precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[run.train.precision]
         self.fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=1, precision=precision)  # type: ignore[arg-type]
         self.fabric.launch()
+        self.compiled = run.train.compile
 
     def build_embeddings(self, schema: Schema, dim: int, optimizer: OptimizerConfig, seed: int) -> EmbeddingTables:
         kind = self._tables_kind()
@@ -99,6 +114,8 @@ class SingleProcess(ParallelBackend):
             eps=optimizer.eps,
             fused=True,
         )
+        if self.config.saved_activations == "fp8":
+            dense = SavedInFp8(dense, self.compiled)
         model, placed = self.fabric.setup(dense, adamw)
         return model, placed
 

@@ -44,16 +44,19 @@ class _Untouched(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """One saved tensor: a view of `small`."""
+    """One saved tensor: a view of `small`, with `strides`; `gaps` are those that it is to come back with, if others."""
 
     small: _Small
     dtype: torch.dtype
     shape: torch.Size
     strides: tuple[int, ...]
+    gaps: tuple[int, ...] | None
 
 
 @contextmanager
-def saved_in_fp8(keep: Iterable[Tensor] = (), least: int = 2**16, tiled: bool = False) -> Iterator[None]:
+def saved_in_fp8(
+    keep: Iterable[Tensor] = (), least: int = 2**16, tiled: bool = False, same_strides: bool = False
+) -> Iterator[None]:
     """Large activations of what runs inside are saved for its backward pass in FP8, in a half of bf16's memory.
 
     The forward pass itself is exact; the backward pass sees activations rounded to 4 significant bits, in bf16, fp16 or
@@ -68,6 +71,8 @@ def saved_in_fp8(keep: Iterable[Tensor] = (), least: int = 2**16, tiled: bool = 
             from activations.
         least: Numbers in the smallest tensor that is touched. It has two axes at least, and is of bf16, fp16 or fp32.
         tiled: A scale for each tile of 32 x 32 and not for each row.
+        same_strides: Tensors come back with their strides, gaps included, and not without gaps: give True if code of
+            `torch.compile` runs inside, which insists on them.
     """
     kept = {x.untyped_storage()._cdata for x in keep}
     known: weakref.WeakValueDictionary[_Place, _Small] = weakref.WeakValueDictionary()
@@ -88,7 +93,8 @@ def saved_in_fp8(keep: Iterable[Tensor] = (), least: int = 2**16, tiled: bool = 
         dense, stride = [0] * x.dim(), 1
         for axis in reversed(axes):
             dense[axis], stride = stride, stride * x.shape[axis]
-        return _Saved(small, x.dtype, x.shape, tuple(dense))
+        gaps = x.stride() if same_strides and any(x.stride(i) != dense[i] for i in axes) else None
+        return _Saved(small, x.dtype, x.shape, tuple(dense), gaps)
 
     def unpack(saved: _Untouched | _Saved) -> Tensor:
         if isinstance(saved, _Untouched):
@@ -97,7 +103,13 @@ def saved_in_fp8(keep: Iterable[Tensor] = (), least: int = 2**16, tiled: bool = 
                 raise RuntimeError("a tensor that the backward pass needs has been changed in place")
             return saved.tensor
         numbers = fp8_dequantise(saved.small.values, saved.small.scales, saved.dtype)
-        return numbers.as_strided(saved.shape, saved.strides)
+        numbers = numbers.as_strided(saved.shape, saved.strides)
+        if saved.gaps is None:
+            return numbers
+        with_gaps = torch.empty_strided(saved.shape, saved.gaps, dtype=saved.dtype, device=numbers.device)
+        whole = tuple(0 if stride == 0 else slice(None) for stride in saved.gaps)
+        with_gaps[whole] = numbers[whole]
+        return with_gaps
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
