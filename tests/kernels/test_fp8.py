@@ -197,6 +197,37 @@ def test_any_strides_come_back() -> None:
         assert torch.autograd.grad(out, factor, dout)[0] == (dout * view).sum()
 
 
+class Strides(torch.autograd.Function):
+    """The identity; tells the strides and the numbers that backward sees."""
+
+    seen: Tensor
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, view: Tensor) -> Tensor:
+        ctx.save_for_backward(view)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (Strides.seen,) = ctx.saved_tensors
+        return gradients[0], None
+
+
+def test_strides_come_back_too_where_code_insists_on_them() -> None:
+    x = torch.randint(-8, 9, (6, 40, 32)).float()
+    gaps = [x[:, ::3], x.transpose(0, 2)[::2], x[:, :, :5], x[:, :1, ::2].expand(6, 40, 16)]
+    for view in [*gaps, x, x.transpose(0, 2), x[:, 5:6]]:
+        for same in (True, False):
+            leaf = torch.ones(1, requires_grad=True)
+            with saved_in_fp8(least=2, same_strides=same):
+                out = Strides.apply(leaf, view)
+            out.backward()
+            assert torch.equal(Strides.seen, view)
+            single = [i for i in range(view.dim()) if view.shape[i] > 1]
+            equal = [Strides.seen.stride(i) for i in single] == [view.stride(i) for i in single]
+            assert equal == (same or not any(view is g for g in gaps)), (view.stride(), Strides.seen.stride())
+
+
 def test_one_tensor_is_kept_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(saved, "fp8_quantise", lambda *a: calls.append(a) or fp8_quantise(*a))
