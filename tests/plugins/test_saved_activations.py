@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gemkit_hsdp import single
 from gemkit_kernels.fp8 import saved
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -24,7 +25,6 @@ from gemkit.runs.folder import RunFolder
 from gemkit.runs.stopping import Stopped
 from gemkit.testing.runs import silent, tiny_run
 from gemkit.train import Training, train
-from gemkit_hsdp import single
 
 LARGE = 2**16
 FP8 = "parallel.saved_activations=fp8"
@@ -102,8 +102,7 @@ def test_large_activations_take_about_a_quarter(
             batch = next(iter(one.loader.epoch(0)))
             embedded = one.model.embeddings(batch.ids)
             recorder = Recorder(monkeypatch)
-            inside = contextlib.nullcontext() if words else recorder(lambda x: x, lambda x: x)
-            with inside:
+            with contextlib.nullcontext() if words else recorder(lambda x: x, lambda x: x):
                 out = one.model.forward(batch, embedded)
             monkeypatch.undo()
             out.logits.sum().backward()
@@ -146,11 +145,11 @@ def test_exact_is_as_if_the_option_were_not_there(
 
 
 def test_forward_is_exact_and_training_goes_on_nearly_alike(data: Path, tmp_path: Path) -> None:
-    words = [*SIZE, "train.epochs=12", "optimizer.lr=3e-3"]
+    words = ["train.batch_size=512", "size.num_tokens=12", "train.epochs=8", "train.eval_every=16", "optimizer.lr=3e-3"]
     exact, fp8 = (finished(data, tmp_path / str(i), *words, *more) for i, more in enumerate(([], [FP8])))
     a, b = losses(exact), losses(fp8)
     assert a[0] == b[0] and a[1:] != b[1:]
-    assert b[-1] < 0.8 * b[0] and abs(a[-1] - b[-1]) < 0.02 * a[-1]
+    assert b[-1] < 0.8 * b[0] and abs(a[-1] - b[-1]) < 0.05 * a[-1]
     first, second = (checkpoint.load(f.checkpoints / "best.safetensors")[0] for f in (exact, fp8))
     assert first.keys() == second.keys(), "a model is the same whatever its training kept"
     assert evaluate(fp8.path, load_registry(), silent()) == fp8.metrics()["test"]
@@ -159,19 +158,23 @@ def test_forward_is_exact_and_training_goes_on_nearly_alike(data: Path, tmp_path
 def test_stopped_and_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
     """With accumulation, dropout and a teacher, whose taps are returned from inside."""
     teacher = finished(data, tmp_path / "teacher", "train.max_steps=1")
-    words = [*SIZE, FP8, "train.accumulate=2", "train.epochs=4", "train.checkpoint_every=1", "tokenizer.dropout=0.1"]
+    words = [*SIZE, FP8, "train.accumulate=2", "train.epochs=2", "tokenizer.dropout=0.1"]
     words += ["transfer=distill", f"transfer.teacher={teacher.path}"]
     whole = finished(data, tmp_path / "whole", *words)
     run = tiny_run(data, *words, f"runs={tmp_path / 'stopped'}")
     with pytest.raises(Stopped), contextlib.ExitStack() as resources:
         one = Training(run, load_registry(), None, silent(), ["gemkit", "train"], resources)
-        step = one.step
-        one.step = lambda batches: setattr(one.stop, "signal_number", 15) if one.state.step == 1 else None or step(batches)  # type: ignore[method-assign]
+        save = one.save
+
+        def save_and_stop() -> None:
+            save()
+            one.stop.signal_number = signal.SIGTERM
+
+        one.save = save_and_stop  # type: ignore[method-assign]
         one.fit()
     train(run, load_registry(), one.folder.path, progress=silent())
-    again = one.folder
-    assert losses(again) == losses(whole) and len(losses(whole)) == 4
-    first, second = (checkpoint.load(f.checkpoints / "last.safetensors")[0] for f in (whole, again))
+    assert losses(one.folder) == losses(whole) and len(losses(whole)) == 2
+    first, second = (checkpoint.load(f.checkpoints / "last.safetensors")[0] for f in (whole, one.folder))
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
 
@@ -191,8 +194,8 @@ def test_what_is_refused() -> None:
     with pytest.raises(GemkitError, match="checkpoint_activations") as caught:
         compose([FP8, "train.checkpoint_activations=true"], load_registry())
     assert caught.value.where == "parallel.saved_activations"
-    for words in itertools.chain([[FP8], ["train.checkpoint_activations=true"]]):
-        compose(words, load_registry())
+    for word in (FP8, "train.checkpoint_activations=true"):
+        compose([word], load_registry())
 
 
 def test_components_show_it(capsys: pytest.CaptureFixture[str]) -> None:
