@@ -21,7 +21,7 @@ def test_shipped_tiles(op: str, architecture: str) -> None:
     assert done.returncode == 0, "\n".join(_faults(done.stdout)) + done.stderr[-4000:]
     shipped = importlib.import_module(f"gemkit_kernels.{op}.triton").builds()
     builds = [build for build in shipped if int(architecture) in build.architectures]
-    assert len(builds) > 0
+    assert len(shipped) > 0 and (builds or op == "fp8")  # no GPU before Hopper's time converts to FP8
     for build in builds:
         assert f"{build.name}, sm_{architecture}: " in done.stdout
 
