@@ -47,9 +47,11 @@ def logged(run: Path, progress: Progress) -> Iterator[None]:
     logger.addHandler(handler)
     before, progress.log = progress.log, logger.info
     components, once = logging.getLogger(OF_COMPONENTS), _Once(logger)
-    level = components.level
+    level, propagates = components.level, components.propagate
     components.addHandler(once)
     components.setLevel(logging.INFO)
+    # Libraries give the root logger a handler that prints: a line on the terminal for each operation of each step.
+    components.propagate = False
     try:
         yield
     except (GemkitError, Stopped) as ending:
@@ -62,4 +64,5 @@ def logged(run: Path, progress: Progress) -> Iterator[None]:
         progress.log = before
         components.removeHandler(once)
         components.setLevel(level)
+        components.propagate = propagates
         handler.close()

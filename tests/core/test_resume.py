@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from gemkit.runs.clock import Clock
 from gemkit.runs.folder import RunFolder
 from gemkit.runs.inspect import inspect_run
 from gemkit.runs.lock import is_locked, locked
+from gemkit.runs.log import logged
 from gemkit.runs.stopping import Stopped
 from gemkit.testing.runs import silent, tiny_run
 from gemkit.train import Training, train
@@ -273,6 +275,18 @@ def test_the_log_rotates(run: tuple[RunConfig, RunFolder], monkeypatch: pytest.M
     train(config, load_registry(), folder.path, progress=silent())
     files = sorted(folder.path.glob("log.txt*"))
     assert 1 < len(files) <= 4 and all(file.stat().st_size < 1000 for file in files)
+
+
+def test_what_operations_say_at_each_step_is_in_the_log_once_and_nowhere_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Libraries give the root logger, where `caplog` listens, a handler that prints to the terminal."""
+    with caplog.at_level(logging.INFO), logged(tmp_path, silent()):
+        for _ in range(3):
+            logging.getLogger("gemkit_kernels").info("an operation runs in PyTorch")
+    assert (tmp_path / "log.txt").read_text().count("an operation runs") == 1 and not caplog.records
+    logging.getLogger("gemkit_kernels").warning("afterwards as before")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(
