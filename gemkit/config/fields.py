@@ -69,7 +69,7 @@ class Config:
         GemkitError: A value is of the wrong type or outside its bounds; the field is named.
     """
 
-    width: ClassVar[str | None] = None
+    width_field: ClassVar[str | None] = None
     """Name of the field whose value (a whole number, or hidden widths) scales the cost; None: no field does."""
 
     def __post_init__(self) -> None:

@@ -55,7 +55,7 @@ class VectorFeature(Config):
 
     name: str = option("", "Column.")
     role: str = option("item", "Whose property it is.", choices=ROLES)
-    width: int = option(1, "Numbers in each vector.", ge=1)  # type: ignore[assignment, misc]  # not Config.width
+    width: int = option(1, "Numbers in each vector.", ge=1)
     of: str = option("examples", "Table that holds the column.", choices=HOLDERS)
 
 

@@ -100,7 +100,7 @@ def width_of(variant: Variant, plan: Plan) -> str:
         return chosen
     kinds = [chosen] if chosen else [k for k in KINDS if getattr(variant.run, k) != getattr(plan.base.run, k)]
     changed = {kind: config for kind in kinds if (config := getattr(variant.run, kind)) is not None}
-    keys = [f"{kind}.{width}" for kind, config in changed.items() if (width := getattr(config, "width", None))]
+    keys = [f"{kind}.{width}" for kind, config in changed.items() if (width := getattr(config, "width_field", None))]
     if len(keys) != 1:
         nothing = f"no {chosen} of it" if chosen else "nothing that it changes"
         raise GemkitError(

@@ -27,7 +27,7 @@ class WukongConfig(Config):
     """Options of one Wukong layer."""
 
     name: str = "wukong"
-    width: ClassVar[str | None] = "hidden"
+    width_field: ClassVar[str | None] = "hidden"
     num_fm_tokens: int | None = option(
         None, "n_F, tokens out of the FM block; null: half of size.num_tokens, rounded up.", ge=1, le=4096
     )

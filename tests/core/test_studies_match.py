@@ -20,7 +20,7 @@ from gemkit.studies.plan import Plan, make_plan
 class Wide(Config):
     """A config that declares its width."""
 
-    width: ClassVar[str | None] = "hidden"
+    width_field: ClassVar[str | None] = "hidden"
 
 
 WIDTHS = ("tuple[int, ...]", option((64,), "Widths.", ge=1, le=2000))

@@ -406,14 +406,14 @@ def test_more_members_than_tokens_are_refused() -> None:
 def test_the_width_scales_the_cost(name: str) -> None:
     """Doubling the field that `width` names adds parameters, halving it removes some."""
     config = load_registry().get("interaction", name).config()
-    if config.width is None:
+    if config.width_field is None:
         assert name == "dhen"
         return
-    value = getattr(config, config.width)
+    value = getattr(config, config.width_field)
     sizes = []
     for factor in (0.5, 1, 2):
         scaled = tuple(int(v * factor) for v in value) if isinstance(value, tuple) else int(value * factor)
-        module = layer(name, **{config.width: scaled})
+        module = layer(name, **{config.width_field: scaled})
         sizes.append(sum(p.numel() for p in module.parameters()))
     assert sizes == sorted(set(sizes))
 

@@ -19,7 +19,7 @@ from gemkit_baselines.surfaces import surface_blocks
 class SurfaceFFNConfig(Config):
     """Options of the layer."""
 
-    width: ClassVar[str | None] = "hidden"
+    width_field: ClassVar[str | None] = "hidden"
 
     name: str = "surface_ffn"
     hidden: int = option(64, "Hidden width.", ge=1)

@@ -18,7 +18,7 @@ from gemkit.nn.layers import mlp
 class SurfaceGatedConfig(Config):
     """Options of the gate."""
 
-    width: ClassVar[str | None] = "hidden"
+    width_field: ClassVar[str | None] = "hidden"
 
     name: str = "surface_gated"
     hidden: int = option(64, "Hidden width of the gate.", ge=1)

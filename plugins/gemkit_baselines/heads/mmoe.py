@@ -20,7 +20,7 @@ from gemkit_baselines.heads.base import BinaryHead
 class MMoEHeadConfig(Config):
     """Options of the head."""
 
-    width: ClassVar[str | None] = "expert_hidden"
+    width_field: ClassVar[str | None] = "expert_hidden"
 
     name: str = "mmoe"
     num_experts: int = option(8, "Experts, which all tasks share.", ge=2)

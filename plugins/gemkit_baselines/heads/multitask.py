@@ -21,7 +21,7 @@ from gemkit_baselines.heads.base import BinaryHead
 class MultiTaskHeadConfig(Config):
     """Options of the head."""
 
-    width: ClassVar[str | None] = "hidden"
+    width_field: ClassVar[str | None] = "hidden"
 
     name: str = "multitask"
     hidden: tuple[int, ...] = option((128, 64), "Hidden widths shared by all tasks.", ge=1)

@@ -20,7 +20,7 @@ from gemkit_baselines.surfaces import surface_blocks
 class PerSurfaceHeadConfig(Config):
     """Options of the head."""
 
-    width: ClassVar[str | None] = "hidden"
+    width_field: ClassVar[str | None] = "hidden"
 
     name: str = "per_surface"
     hidden: tuple[int, ...] = option((128,), "Hidden widths shared by all surfaces and tasks; may be empty.", ge=1)

@@ -21,7 +21,7 @@ from gemkit_baselines.heads.base import BinaryHead
 class PLEHeadConfig(Config):
     """Options of the head."""
 
-    width: ClassVar[str | None] = "expert_hidden"
+    width_field: ClassVar[str | None] = "expert_hidden"
 
     name: str = "ple"
     num_levels: int = option(2, "Levels of extraction; 1 is the paper's CGC.", ge=1)

@@ -19,7 +19,7 @@ from gemkit_baselines.heads.base import BinaryHead
 class SingleTaskHeadConfig(Config):
     """Options of the head."""
 
-    width: ClassVar[str | None] = "hidden"
+    width_field: ClassVar[str | None] = "hidden"
 
     name: str = "single_task"
     hidden: tuple[int, ...] = option((128, 64), "Hidden widths of each task's MLP.", ge=1)

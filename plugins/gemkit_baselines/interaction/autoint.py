@@ -21,7 +21,7 @@ class AutoIntConfig(Config):
     """Options of an AutoInt layer."""
 
     name: str = "autoint"
-    width: ClassVar[str | None] = "head_dim"
+    width_field: ClassVar[str | None] = "head_dim"
     num_layers: int = option(1, "Interacting layers.", ge=1, le=64)
     num_heads: int = option(2, "Heads of an interacting layer.", ge=1, le=256)
     head_dim: int = option(32, "d', width of a head.", ge=1, le=4096)

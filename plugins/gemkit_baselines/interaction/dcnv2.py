@@ -23,7 +23,7 @@ class DCNv2Config(Config):
     """Options of a DCN-V2 layer."""
 
     name: str = "dcnv2"
-    width: ClassVar[str | None] = "hidden"
+    width_field: ClassVar[str | None] = "hidden"
     num_layers: int = option(2, "Cross layers.", ge=1, le=64)
     rank: int | None = option(64, "Rank of a cross layer's matrix; null: a full matrix.", ge=1, le=65536)
     num_experts: int = option(1, "Low-rank experts, mixed by a gate; 1: no mixture.", ge=1, le=256)

@@ -20,7 +20,7 @@ class DLRMConfig(Config):
     """Options of a DLRM layer."""
 
     name: str = "dlrm"
-    width: ClassVar[str | None] = "hidden"
+    width_field: ClassVar[str | None] = "hidden"
     hidden: tuple[int, ...] = option((256,), "Hidden widths of the top MLP.", ge=1)
     self_products: bool = option(False, "Products of tokens with themselves too, an option of the published code.")
     dropout: float = option(0.0, "After each hidden layer.", ge=0, lt=1)

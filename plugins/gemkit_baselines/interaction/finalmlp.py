@@ -21,7 +21,7 @@ class FinalMLPConfig(Config):
     """Options of a FinalMLP layer."""
 
     name: str = "finalmlp"
-    width: ClassVar[str | None] = "hidden"
+    width_field: ClassVar[str | None] = "hidden"
     hidden: tuple[int, ...] = option((256,), "Hidden widths of the first stream, below its output.", ge=1)
     hidden2: tuple[int, ...] | None = option(None, "Those of the second stream; null: as the first.", ge=1)
     num_heads: int = option(8, "Pieces of the streams' outputs that are multiplied with each other.", ge=1, le=1024)

@@ -19,7 +19,7 @@ class FMConfig(Config):
     """Options of a layer of factorization machines."""
 
     name: str = "fm"
-    width: ClassVar[str | None] = "num_machines"
+    width_field: ClassVar[str | None] = "num_machines"
     num_machines: int = option(32, "Factorization machines side by side.", ge=1, le=4096)
 
 

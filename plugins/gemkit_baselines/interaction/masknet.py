@@ -21,7 +21,7 @@ class MaskNetConfig(Config):
     """Options of a MaskNet layer."""
 
     name: str = "masknet"
-    width: ClassVar[str | None] = "blocks"
+    width_field: ClassVar[str | None] = "blocks"
     structure: str = option(
         "serial", "Mask blocks on top of each other, or side by side.", choices=("serial", "parallel")
     )

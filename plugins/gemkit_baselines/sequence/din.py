@@ -21,7 +21,7 @@ from gemkit_baselines.sequence.pooled import pooled, pooled_plan
 class DINConfig(Config):
     """Options of the activation unit."""
 
-    width: ClassVar[str | None] = "hidden"
+    width_field: ClassVar[str | None] = "hidden"
 
     name: str = "din"
     hidden: tuple[int, ...] = option((36,), "Hidden widths of the activation unit's MLP.", ge=1)

@@ -25,7 +25,7 @@ TILE = 256
 class HSTUConfig(Config):
     """Options of one layer."""
 
-    width: ClassVar[str | None] = "expansion"
+    width_field: ClassVar[str | None] = "expansion"
 
     name: str = "hstu"
     num_heads: int = option(2, "H, attention heads.", ge=1, le=1024)

@@ -21,7 +21,7 @@ from gemkit.nn.layers import mlp
 class AttentionConfig(Config):
     """Options that these encoders share; the defaults are the pyramid's."""
 
-    width: ClassVar[str | None] = "ffn_ratio"
+    width_field: ClassVar[str | None] = "ffn_ratio"
 
     num_heads: int = option(2, "H, attention heads; size.dim / H must be even.", ge=1, le=1024)
     qk_norm: bool = option(False, "RMSNorm of each head's queries and keys, before rotary positions.")
