@@ -1,4 +1,4 @@
-"""Feed-forward and pooling by attention."""
+"""Feed-forward, maps over the token axis, and pooling by attention."""
 
 from __future__ import annotations
 
@@ -20,6 +20,31 @@ def mlp(dim_in: int, hidden: Sequence[int], dim_out: int, dropout: float = 0.0) 
             layers.append(nn.Dropout(dropout))
         dim_in = width
     return nn.Sequential(*layers, nn.Linear(dim_in, dim_out))
+
+
+class TokenLinear(nn.Module):
+    """A linear map over the token axis: W X. Shape: (B, N, D) -> (B, n_out, D)."""
+
+    def __init__(self, num_in: int, num_out: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_out, num_in))
+        self.bias = nn.Parameter(torch.empty(num_out, 1)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = token_linear(self.weight, x)
+        return y if self.bias is None else y + self.bias
+
+
+def token_linear(weight: Tensor, x: Tensor) -> Tensor:
+    """W X. Shape: weight (n_out, N), x (B, N, D) -> (B, n_out, D)."""
+    # bmm with an expanded weight: `@` would copy the transposed x.
+    return torch.bmm(weight.expand(x.shape[0], -1, -1), x)
 
 
 class PoolingByAttention(nn.Module):

@@ -16,7 +16,7 @@ from gemkit.config.fields import Config, option
 from gemkit.config.run import RunConfig
 from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext, InteractionModule
-from gemkit.nn.layers import mlp
+from gemkit.nn.layers import TokenLinear, mlp
 
 PARTS = ("fm", "linear", "residual")
 """What a layer adds up."""
@@ -80,26 +80,6 @@ class WukongConfig(Config):
             allowed=f"1 to {num_tokens - 1} (size.num_tokens is {num_tokens})",
             fix="lower it, or raise size.num_tokens",
         )
-
-
-class TokenLinear(nn.Module):
-    """A linear map over the token axis: W X. Shape: (B, N, D) -> (B, n_out, D)."""
-
-    def __init__(self, num_in: int, num_out: int, bias: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_out, num_in))
-        self.bias = nn.Parameter(torch.empty(num_out, 1)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # bmm with an expanded weight: `@` would copy the transposed x.
-        y = torch.bmm(self.weight.expand(x.shape[0], -1, -1), x)
-        return y if self.bias is None else y + self.bias
 
 
 class FactorizationMachineBlock(nn.Module):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gemkit.component import component
 from gemkit.config.fields import Config, option
 from gemkit.interfaces import BuildContext, InteractionModule
-from gemkit_baselines.interaction.tokens import TokenLinear
+from gemkit.nn.layers import TokenLinear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

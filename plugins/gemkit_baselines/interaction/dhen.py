@@ -13,7 +13,7 @@ from gemkit.component import NONE, component
 from gemkit.config.fields import Config, option, shown
 from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext, InteractionModule
-from gemkit_baselines.interaction.tokens import TokenLinear
+from gemkit.nn.layers import TokenLinear
 
 if TYPE_CHECKING:
     from gemkit.config.run import RunConfig

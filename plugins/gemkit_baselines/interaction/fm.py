@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gemkit.component import component
 from gemkit.config.fields import Config, option
 from gemkit.interfaces import BuildContext, InteractionModule
-from gemkit_baselines.interaction.tokens import TokenLinear, token_linear
+from gemkit.nn.layers import TokenLinear, token_linear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
