@@ -79,7 +79,7 @@ def test_an_encoder_after_one_that_shortens_plans_for_what_is_left() -> None:
     batch = bench.make_batch(model.shares_histories, model.layout)
     assert batch.history is not None
     _, second = batch.history.layout.plan
-    assert second.levels[0].position.shape[0] == batch.history.offsets.shape[0] - 1
+    assert second.levels[0].slots.position.shape[0] == batch.history.offsets.shape[0] - 1
     assert torch.isfinite(logits_of(model)).all()
 
 
