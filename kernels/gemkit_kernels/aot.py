@@ -30,8 +30,8 @@ class Machine(NamedTuple):
 
     Attributes:
         stack_bytes: Local memory of a thread: what registers did not hold.
-        matrix: Matrix instructions: HGMMA is Hopper's wgmma, HMMA the older kind. Counted, like `copies`, only for tiles
-            that are meant to have some.
+        matrix: Matrix instructions: HGMMA is Hopper's wgmma, HMMA the older kind. Counted, like `copies`, only for
+            tiles that are meant to have some.
         copies: Loads from global to shared memory that the program does not wait for.
     """
 
