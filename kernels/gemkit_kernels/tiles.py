@@ -8,7 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-LOG2E = 1.4426950408889634
+LOG2E = tl.constexpr(1.4426950408889634)
+"""Scores times this are in units of log 2, which the hardware exponentiates."""
 
 
 class Build(NamedTuple):

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from gemkit_kernels.chunk_attention.triton_forward import gain_of, normed, scores_of, turned, turns_of
-from gemkit_kernels.tiles import inverse_rms, rms_norm_backward, softmax_rows, turn
+from gemkit_kernels.tiles import LOG2E, inverse_rms, rms_norm_backward, softmax_rows, turn
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def _gradients(
     dweights = tl.dot(dmixed, tl.trans(v), input_precision=PRECISION)
     dscores = weights * (dweights - tl.sum(weights * dweights, 1)[:, None])
     # `distance` is in units of log 2.
-    dslope = tl.sum(dscores * distance, 1) / 1.4426950408889634 if AGES else tl.sum(dscores, 1)
+    dslope = tl.sum(dscores * distance, 1) / LOG2E if AGES else tl.sum(dscores, 1)
     return weights.to(q.dtype), (dscores * scale).to(q.dtype), dslope
 
 
@@ -163,7 +163,7 @@ def chunk_backward(
             query = tl.load(learned, mask=some, other=0.0).to(kind)
             there = dsummaries + chunk.to(tl.int64) * (M * H * E) + head * E
             dpooled = tl.load(there + slot[:, None] * (H * E) + columns[None, :], mask=some, other=0.0)
-            pooled = tl.dot(query, tl.trans(flat_k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+            pooled = tl.dot(query, tl.trans(flat_k), input_precision=PRECISION) * (scale * LOG2E)
             shares = softmax_rows(tl.where((rows < length)[None, :], pooled, float("-inf")))
             dshares = tl.dot(dpooled, tl.trans(v), input_precision=PRECISION)
             dpools = (shares * (dshares - tl.sum(shares * dshares, 1)[:, None]) * scale).to(kind)

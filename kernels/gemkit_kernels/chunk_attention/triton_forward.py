@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gemkit_kernels.tiles import inverse_rms, softmax_rows, turn
+from gemkit_kernels.tiles import LOG2E, inverse_rms, softmax_rows, turn
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def gain_of(gains, columns, E: tl.constexpr, NORM: tl.constexpr):
 @triton.jit
 def scores_of(q, k, ages, slope, q_rows, k_rows, start, length, scale, AGES: tl.constexpr, PRECISION: tl.constexpr):
     """Scores in units of log 2, and what the slope is multiplied by."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
     distance = scores
     if AGES:
         q_age = tl.load(ages + start + q_rows, mask=q_rows < length, other=0.0)
@@ -119,7 +119,7 @@ def chunk_forward(
             some = (slot < M)[:, None] & in_head
             learned = queries + slot[:, None] * (H * E) + head * E + columns[None, :]
             query = tl.load(learned, mask=some, other=0.0).to(kind)
-            pooled = tl.dot(query, tl.trans(flat_k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+            pooled = tl.dot(query, tl.trans(flat_k), input_precision=PRECISION) * (scale * LOG2E)
             weights = softmax_rows(tl.where((rows < length)[None, :], pooled, float("-inf"))).to(kind)
             pooled = tl.dot(weights, v, input_precision=PRECISION)
             there = summaries + chunk.to(tl.int64) * (M * H * E) + head * E

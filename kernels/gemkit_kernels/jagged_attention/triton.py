@@ -150,7 +150,7 @@ def _start(
     ends = ((offsets.diff() + (at.rows - 1)) // at.rows).cumsum(0)
     tiles = torch.searchsorted(ends, torch.arange(count, device=qkv.device), right=True)
     # Scores are in units of log 2.
-    rest = () if kernel is turn_beforehand else (total, o.back, o.ahead, o.head_dim**-0.5 * LOG2E)
+    rest = () if kernel is turn_beforehand else (total, o.back, o.ahead, o.head_dim**-0.5 * LOG2E.value)
     grid = (count if kernel is turn_beforehand else count * o.num_heads,)
     kernel[grid](
         *tensors,

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gemkit_kernels.splits import num_splits
-from gemkit_kernels.tiles import Build, pointer, power_of_two
+from gemkit_kernels.tiles import LOG2E, Build, pointer, power_of_two
 from gemkit_kernels.triton_splits import add_splits, owners, split_builds, split_of, splits_of
 
 SPLIT = 512
@@ -66,7 +66,7 @@ def _forward(
             value = key
         else:
             value = tl.load(value_rows + row[:, None] * VALUE_STRIDE + column[None, :], mask=inside, other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * 1.4426950408889634)
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * LOG2E)
         scores = tl.where((row < length)[None, :], scores, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         weights = tl.exp2(scores - higher[:, None])
@@ -178,7 +178,7 @@ def _backward(
         else:
             value = tl.load(value_rows + row[:, None] * VALUE_STRIDE + column[None, :], mask=inside, other=0.0)
         # Rows first: a query is a column of these.
-        scores = tl.dot(key, tl.trans(query), input_precision=PRECISION) * (scale * 1.4426950408889634)
+        scores = tl.dot(key, tl.trans(query), input_precision=PRECISION) * (scale * LOG2E)
         weights = tl.where((row < length)[:, None] & there[None, :], tl.exp2(scores - log_sum[None, :]), 0.0)
         dweights = tl.dot(value, tl.trans(dmixed), input_precision=PRECISION)
         dscores = (weights * (dweights - delta[None, :]) * scale).to(kind)
