@@ -42,7 +42,8 @@ def chunk_attention(
     Args:
         qkv: Queries, keys and values side by side, heads side by side in each.
         starts: int32 or int64; where chunks start, and T at the end. Chunks may be empty.
-        size: C, rows of the longest chunk. A longer chunk than that is cut off, unseen: `starts` stays on the device.
+        size: C, rows of the longest chunk, or more. It is not checked against `starts`, which stay on the device: what
+            comes out for a longer chunk is undefined.
         rotary: Whether R turns queries and keys; E must then be even.
         norm_gains: QK-norm: queries and keys are divided by their root mean square and multiplied by this, queries
             by the first row, before R.
@@ -138,19 +139,9 @@ def _operator(
 
 
 @_operator.register_fake
-def _(
-    qkv: Tensor,
-    starts: Tensor,
-    size: int,
-    num_heads: int,
-    rotary: bool,
-    norm_gains: Tensor | None,
-    ages: Tensor | None,
-    age_slopes: Tensor | None,
-    summary_queries: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    dim = qkv.shape[1] // 3
-    num_summaries = 0 if summary_queries is None else summary_queries.shape[0]
+def _(qkv: Tensor, starts: Tensor, size: int, num_heads: int, rotary: bool, *optional: Tensor | None) -> Any:
+    dim, queries = qkv.shape[1] // 3, optional[-1]
+    num_summaries = 0 if queries is None else queries.shape[0]
     return qkv.new_empty(qkv.shape[0], dim), qkv.new_empty(starts.shape[0] - 1, num_summaries, dim)
 
 
@@ -184,24 +175,12 @@ def _like(found: tuple[Tensor, ...], *tensors: Tensor | None) -> tuple[Tensor, T
 
 
 @_backward_operator.register_fake
-def _(
-    dout: Tensor,
-    dsummaries: Tensor,
-    qkv: Tensor,
-    starts: Tensor,
-    size: int,
-    num_heads: int,
-    rotary: bool,
-    norm_gains: Tensor | None,
-    ages: Tensor | None,
-    age_slopes: Tensor | None,
-    summary_queries: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    a, b, c, d = (
+def _(dout: Tensor, dsummaries: Tensor, qkv: Tensor, *rest: Any) -> Any:
+    norm_gains, _, age_slopes, summary_queries = rest[-4:]
+    return tuple(
         qkv.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
         for x in (qkv, norm_gains, age_slopes, summary_queries)
     )
-    return a, b, c, d
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,202 +1,17 @@
-"""`jagged_pool` in Triton: a split of a history and a head is a program, and a second kernel joins long histories.
-
-Forward: a program goes over the rows of its split once, with online softmax. A history of one split is finished then;
-a longer one leaves (peak, sum, mixed values) of each split, which are joined in order. Backward: weights are computed
-anew from the saved log-sum-exp, so rows get their gradients at once; those of queries are added split by split.
-"""
+"""`jagged_pool` in Triton: a split of a history and a head is a program; which tiles, and how they are started."""
 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from gemkit_kernels.jagged_pool.triton_backward import pool_backward
+from gemkit_kernels.jagged_pool.triton_forward import pool_forward, pool_join
 from gemkit_kernels.splits import num_splits
-from gemkit_kernels.tiles import LOG2E, Build, pointer, power_of_two
-from gemkit_kernels.triton_splits import add_splits, owners, split_builds, split_of, splits_of
+from gemkit_kernels.tiles import Build, pointer, power_of_two
+from gemkit_kernels.triton_splits import add_splits, owners, split_builds
 
 SPLIT = 512
-
-
-@triton.jit
-def _forward(
-    queries,
-    keys,
-    values,
-    offsets,
-    owners,
-    out,
-    log_sums,
-    mixed_parts,
-    sum_parts,
-    scale,
-    H: tl.constexpr,
-    Q: tl.constexpr,
-    E: tl.constexpr,
-    KEY_STRIDE: tl.constexpr,
-    VALUE_STRIDE: tl.constexpr,
-    QUERIES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    SPLIT: tl.constexpr,
-    STAGES: tl.constexpr,
-    SHARED: tl.constexpr,
-    SAME: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    split, head = tl.program_id(0) // H, tl.program_id(0) % H
-    segment, number, first, length, whole = split_of(offsets, owners, split, SPLIT)
-    column, slot = tl.arange(0, WIDTH), tl.arange(0, QUERIES)
-    in_head, there = column < E, slot < Q
-    in_query = there[:, None] & in_head[None, :]
-    within = slot[:, None] * (H * E) + head * E + column[None, :]
-    place = segment * (Q * H * E) + within
-    query = tl.load(queries + (within if SHARED else place), mask=in_query, other=0.0)
-    kind = query.dtype
-    key_rows = keys + first * KEY_STRIDE + head * E
-    value_rows = values + first * VALUE_STRIDE + head * E
-    peak, total = tl.full((QUERIES,), float("-inf"), tl.float32), tl.zeros((QUERIES,), tl.float32)
-    mixed = tl.zeros((QUERIES, WIDTH), tl.float32)
-    for begin in tl.range(0, length, ROWS, num_stages=STAGES):
-        row = begin + tl.arange(0, ROWS)
-        inside = (row < length)[:, None] & in_head[None, :]
-        key = tl.load(key_rows + row[:, None] * KEY_STRIDE + column[None, :], mask=inside, other=0.0)
-        if SAME:
-            value = key
-        else:
-            value = tl.load(value_rows + row[:, None] * VALUE_STRIDE + column[None, :], mask=inside, other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * LOG2E)
-        scores = tl.where((row < length)[None, :], scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(peak - higher)
-        total = total * shrink + tl.sum(weights, 1)
-        mixed = tl.dot(weights.to(kind), value, mixed * shrink[:, None], input_precision=PRECISION)
-        peak = higher
-    alone = (whole <= SPLIT) & (number == 0)
-    whole_sum = tl.where(total == 0.0, 1.0, total)
-    tl.store(out + place, (mixed / whole_sum[:, None]).to(kind), mask=in_query & alone)
-    tl.store(log_sums + (segment * H + head) * Q + slot, peak + tl.log2(whole_sum), mask=there & alone)
-    several = (whole > SPLIT) & (length > 0)
-    wide = split.to(tl.int64)
-    tl.store(mixed_parts + wide * (Q * H * E) + within, mixed, mask=in_query & several)
-    tl.store(sum_parts + (wide * H + head) * (2 * Q) + slot, peak, mask=there & several)
-    tl.store(sum_parts + (wide * H + head) * (2 * Q) + Q + slot, total, mask=there & several)
-
-
-@triton.jit
-def _join(
-    mixed_parts,
-    sum_parts,
-    offsets,
-    out,
-    log_sums,
-    H: tl.constexpr,
-    Q: tl.constexpr,
-    E: tl.constexpr,
-    QUERIES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
-    segment, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
-    first, count = splits_of(offsets, segment, SPLIT)
-    column, slot = tl.arange(0, WIDTH), tl.arange(0, QUERIES)
-    there = (slot < Q) & (count > 1)
-    in_query = there[:, None] & (column < E)[None, :]
-    within = slot[:, None] * (H * E) + head * E + column[None, :]
-    peak, total = tl.full((QUERIES,), float("-inf"), tl.float32), tl.zeros((QUERIES,), tl.float32)
-    mixed = tl.zeros((QUERIES, WIDTH), tl.float32)
-    for i in range(0, count):
-        split = first + tl.cast(i, tl.int64)
-        sums = sum_parts + (split * H + head) * (2 * Q) + slot
-        part_peak = tl.load(sums, mask=there, other=0.0)
-        higher = tl.maximum(peak, part_peak)
-        shrink, part_shrink = tl.exp2(peak - higher), tl.exp2(part_peak - higher)
-        total = total * shrink + tl.load(sums + Q, mask=there, other=0.0) * part_shrink
-        part = tl.load(mixed_parts + split * (Q * H * E) + within, mask=in_query, other=0.0)
-        mixed = mixed * shrink[:, None] + part * part_shrink[:, None]
-        peak = higher
-    total = tl.where(there, total, 1.0)
-    mixed = mixed / total[:, None]
-    tl.store(out + segment * (Q * H * E) + within, mixed.to(out.dtype.element_ty), mask=in_query)
-    tl.store(log_sums + (segment * H + head) * Q + slot, peak + tl.log2(total), mask=there)
-
-
-@triton.jit
-def _backward(
-    dout,
-    out,
-    log_sums,
-    queries,
-    keys,
-    values,
-    offsets,
-    owners,
-    dqueries,
-    query_parts,
-    dkeys,
-    dvalues,
-    scale,
-    H: tl.constexpr,
-    Q: tl.constexpr,
-    E: tl.constexpr,
-    KEY_STRIDE: tl.constexpr,
-    VALUE_STRIDE: tl.constexpr,
-    QUERIES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    SPLIT: tl.constexpr,
-    STAGES: tl.constexpr,
-    SHARED: tl.constexpr,
-    SAME: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    split, head = tl.program_id(0) // H, tl.program_id(0) % H
-    segment, number, first, length, whole = split_of(offsets, owners, split, SPLIT)
-    column, slot = tl.arange(0, WIDTH), tl.arange(0, QUERIES)
-    in_head, there = column < E, slot < Q
-    in_query = there[:, None] & in_head[None, :]
-    within = slot[:, None] * (H * E) + head * E + column[None, :]
-    place = segment * (Q * H * E) + within
-    query = tl.load(queries + (within if SHARED else place), mask=in_query, other=0.0)
-    kind = query.dtype
-    dmixed = tl.load(dout + place, mask=in_query, other=0.0)
-    mixed = tl.load(out + place, mask=in_query, other=0.0)
-    delta = tl.sum(dmixed.to(tl.float32) * mixed.to(tl.float32), 1)
-    log_sum = tl.load(log_sums + (segment * H + head) * Q + slot, mask=there, other=0.0)
-    key_rows = keys + first * KEY_STRIDE + head * E
-    value_rows = values + first * VALUE_STRIDE + head * E
-    gradient_rows = first * (H * E) + head * E
-    dquery = tl.zeros((QUERIES, WIDTH), tl.float32)
-    for begin in tl.range(0, length, ROWS, num_stages=STAGES):
-        row = begin + tl.arange(0, ROWS)
-        inside = (row < length)[:, None] & in_head[None, :]
-        key = tl.load(key_rows + row[:, None] * KEY_STRIDE + column[None, :], mask=inside, other=0.0)
-        if SAME:
-            value = key
-        else:
-            value = tl.load(value_rows + row[:, None] * VALUE_STRIDE + column[None, :], mask=inside, other=0.0)
-        # Rows first: a query is a column of these.
-        scores = tl.dot(key, tl.trans(query), input_precision=PRECISION) * (scale * LOG2E)
-        weights = tl.where((row < length)[:, None] & there[None, :], tl.exp2(scores - log_sum[None, :]), 0.0)
-        dweights = tl.dot(value, tl.trans(dmixed), input_precision=PRECISION)
-        dscores = (weights * (dweights - delta[None, :]) * scale).to(kind)
-        dquery += tl.dot(tl.trans(dscores), key, input_precision=PRECISION)
-        dvalue = tl.dot(weights.to(kind), dmixed, input_precision=PRECISION)
-        gradient = gradient_rows + row[:, None] * (H * E) + column[None, :]
-        if SAME:
-            dkey = tl.dot(dscores, query, dvalue, input_precision=PRECISION)
-        else:
-            dkey = tl.dot(dscores, query, input_precision=PRECISION)
-            tl.store(dvalues + gradient, dvalue.to(kind), mask=inside)
-        tl.store(dkeys + gradient, dkey.to(kind), mask=inside)
-    part = query_parts + split.to(tl.int64) * (Q * H * E) + within
-    if SHARED:
-        tl.store(part, dquery, mask=in_query)
-    else:
-        tl.store(part, dquery, mask=in_query & (whole > SPLIT) & (length > 0))
-        tl.store(dqueries + place, dquery.to(kind), mask=in_query & (whole <= SPLIT) & (number == 0))
 
 
 def _constants(
@@ -250,7 +65,7 @@ def jagged_pool_forward(
     sum_parts = out.new_empty(splits, num_heads, 2, num_queries, dtype=torch.float32)
     constants = _constants(queries, keys, values, num_heads, False)
     warps = num_warps(num_queries, dim // num_heads, keys.dtype)
-    _forward[(splits * num_heads,)](
+    pool_forward[(splits * num_heads,)](
         queries.contiguous(),
         keys,
         keys if values is None else values,
@@ -265,7 +80,7 @@ def jagged_pool_forward(
         num_warps=warps,
     )
     shape = {name: constants[name] for name in ("H", "Q", "E", "QUERIES", "WIDTH", "SPLIT")}
-    _join[(segments * num_heads,)](mixed_parts, sum_parts, offsets, out, log_sums, **shape, num_warps=4)
+    pool_join[(segments * num_heads,)](mixed_parts, sum_parts, offsets, out, log_sums, **shape, num_warps=4)
     return out, log_sums
 
 
@@ -290,7 +105,7 @@ def jagged_pool_backward(
     keys, values = _rows(keys), None if values is None else _rows(values)
     splits = num_splits(total, segments, SPLIT)
     parts = out.new_empty(splits, num_queries, dim, dtype=torch.float32)
-    _backward[(splits * num_heads,)](
+    pool_backward[(splits * num_heads,)](
         dout.contiguous(),
         out,
         log_sums,
@@ -340,8 +155,8 @@ def _builds_of(dtype: torch.dtype, queries: int, width: int, shared: bool) -> li
     query = torch.empty((queries, dim) if shared else (0, queries, dim), dtype=dtype, device="meta")
     passes = [
         (title, kernel, arguments, _constants(query, rows, None if shared else rows, 4, title == "backward"))
-        for title, kernel, arguments in (("forward", _forward, forward), ("backward", _backward, backward))
+        for title, kernel, arguments in (("forward", pool_forward, forward), ("backward", pool_backward, backward))
     ]
     found = [Build(f"{title}, {name}", *rest, warps, pipelined=pipelined) for title, *rest in passes]
     shape = {key: passes[0][3][key] for key in ("H", "Q", "E", "QUERIES", "WIDTH", "SPLIT")}
-    return [*found, Build(f"join, {name}", _join, join, shape, 4)] if not shared else found
+    return [*found, Build(f"join, {name}", pool_join, join, shape, 4)] if not shared else found
