@@ -234,7 +234,7 @@ WHOLE_TABLES: dict[str, Callable[[], str]] = {
     "interaction_speed": interaction_speed,
     "history_speed_layer": history_speed_layer,
     "history_speed_step": history_speed_step,
-    "kernels_h200": lambda: report_kernels.kernels(_read("kernels_h200")),
+    "kernels_h100": lambda: report_kernels.kernels(_read("kernels_h100")),
     "wukong_gpu": lambda: report_kernels.wukong_gpu(_read("wukong_gpu")),
 }
 """Mark in the page -> what makes the table below it."""

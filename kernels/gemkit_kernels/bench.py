@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._functorch import config as functorch_config
 
 from gemkit_kernels import OPS, timing
 from gemkit_kernels.compare import LIMITS
@@ -38,10 +39,16 @@ def checks(op: str) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(case: timing.Case, ceiling: dict[str, float], deadline: float) -> dict[str, Any]:
-    """Times of every candidate of a case."""
+def measure(
+    case: timing.Case, ceiling: dict[str, float], started: dict[str, str | None], deadline: float
+) -> dict[str, Any]:
+    """Times of every candidate of a case that could be started (`started`: its error, or None)."""
     rows: dict[str, Any] = {}
     for name, call in case.calls.items():
+        if started.get(name, "it could not be compiled in time") is not None:
+            rows[name] = {"error": started.get(name, "it could not be compiled in time")}
+            _print(case, name, rows[name])
+            continue
         if time.monotonic() > deadline:
             rows[name] = {"skipped": "no time was left"}
             continue
@@ -82,39 +89,46 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def prepare(op: str, out: Path) -> None:
-    """Checks one operation, and starts each candidate once, so that nothing is left to be compiled."""
-    _write(out / "checks.json", checks(op))
+def start(op: str, path: Path) -> None:
+    """Starts each candidate once, so that nothing is left to be compiled, and writes the errors of each to `path`."""
+    started: dict[str, dict[str, str | None]] = {}
     for case in _cases(op):
+        started[case.name] = {}
         for name, call in case.calls.items():
-            if name != "padded":  # takes memory and has nothing to compile
-                torch.compiler.reset()
-                try:
+            torch.compiler.reset()
+            torch.cuda.empty_cache()  # other processes need the memory, too
+            started[case.name][name] = None
+            try:
+                if name != "padded":  # takes memory and has nothing to compile
                     timing.step(case, call, case.inputs(0))
-                except Exception as error:  # told where it is timed
-                    print(f"{op}, {case.name}, {name}: {type(error).__name__}", flush=True)
+            except torch.OutOfMemoryError:
+                pass  # what other processes hold now is free when it is timed
+            except Exception as error:
+                started[case.name][name] = f"{type(error).__name__}: {str(error)[:500]}"
+            _write(path, started)
 
 
-def prepared(ops: list[str], deadline: float) -> dict[str, list[dict[str, Any]]]:
-    """`prepare`, all operations at once, each in a process of its own; what is not ready in time is ended."""
+def prepared(ops: list[str], deadline: float) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Checks of all operations and errors of all candidates, all at once; what is not ready in time is ended."""
     with tempfile.TemporaryDirectory() as folder:
-        started = {}
+        processes = {}
         for op in ops:
-            command = [sys.executable, "-m", "gemkit_kernels.bench", "--out", f"{folder}/{op}", "--prepare", op]
-            started[op] = subprocess.Popen(command)
-        found = {}
-        for op, process in started.items():
+            for what in ("check", "start"):
+                command = [sys.executable, "-m", "gemkit_kernels.bench", "--out", f"{folder}/{op}", f"--{what}", op]
+                processes[op, what] = subprocess.Popen(command)
+        for process in processes.values():
             try:
                 process.wait(timeout=max(deadline - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            path = Path(folder) / op / "checks.json"
-            if path.exists():
-                found[op] = json.loads(path.read_text(encoding="utf-8"))
-            else:
-                found[op] = [{"case": "all", "error": f"ended with code {process.returncode}", "right": False}]
-        return found
+        checked, started = {}, {}
+        for op in ops:
+            code = processes[op, "check"].returncode
+            wrong = [{"case": "all", "error": f"ended with code {code}", "right": False}]
+            checked[op] = _read(Path(folder) / op / "checks.json", wrong)
+            started[op] = _read(Path(folder) / op / "started.json", {})
+        return checked, started
 
 
 def main() -> int:
@@ -123,25 +137,31 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of kernels.json")
     parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
     parser.add_argument("--minutes", type=float, default=7.0, help="no candidate is begun after that")
-    parser.add_argument("--prepare", choices=OPS, help=argparse.SUPPRESS)
+    parser.add_argument("--check", choices=OPS, help=argparse.SUPPRESS)
+    parser.add_argument("--start", choices=OPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("gemkit_kernels.bench needs an NVIDIA GPU; torch sees none", file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.prepare:
-        prepare(options.prepare, options.out)
+    # Backward passes are timed again and again over one forward pass.
+    functorch_config.donated_buffer = False
+    if options.check:
+        _write(options.out / "checks.json", checks(options.check))
+        return 0
+    if options.start:
+        start(options.start, options.out / "started.json")
         return 0
     began = time.monotonic()
     deadline = began + 60 * options.minutes
     report: dict[str, Any] = {"hardware": hardware(), "ceilings": timing.ceilings(), "cases": []}
     print(json.dumps({**report["hardware"], **report["ceilings"]}), flush=True)
     torch.cuda.empty_cache()
-    report["checks"] = prepared(options.ops, began + 30 * options.minutes)
+    report["checks"], started = prepared(options.ops, began + 30 * options.minutes)
     _write(options.out / "kernels.json", report)
     for op in options.ops:
         for case in _cases(op):
-            report["cases"].append(measure(case, report["ceilings"], deadline))
+            report["cases"].append(measure(case, report["ceilings"], started[op].get(case.name, {}), deadline))
             _write(options.out / "kernels.json", report)
     wrong = [row for rows in report["checks"].values() for row in rows if not row["right"]]
     print(f"{len(wrong)} wrong results", *wrong, sep="\n")
@@ -151,6 +171,10 @@ def main() -> int:
 def _cases(op: str) -> list[timing.Case]:
     found: list[timing.Case] = importlib.import_module(f"gemkit_kernels.{op}.bench").cases()
     return found
+
+
+def _read(path: Path, otherwise: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else otherwise
 
 
 def _write(path: Path, content: Any) -> None:

@@ -34,7 +34,7 @@ def padded_splits(offsets: Tensor, size: int, total: int) -> tuple[Slots, Tensor
     segments = starts.shape[0]
     first = starts.div(size, rounding_mode="floor") + torch.arange(segments, device=offsets.device)
     split = torch.arange(num_splits(total, segments, size), device=offsets.device)
-    owner = torch.searchsorted(first[1:], split, right=True)
+    owner = torch.searchsorted(first, split, right=True) - 1
     row = (starts.index_select(0, owner) + (split - first.index_select(0, owner)) * size).unsqueeze(1)
     row = row + torch.arange(size, device=offsets.device)
     end = ends.index_select(0, owner).unsqueeze(1)

@@ -12,7 +12,8 @@ from gemkit_kernels.fm_block.reference import EPS
 def autocast_type(x: Tensor) -> torch.dtype | None:
     """The type that autocast wants on x's device, if it is on."""
     kind = x.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    # Not `is_autocast_available`, which torch.compile cannot look through in torch 2.11.
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 
