@@ -43,10 +43,7 @@ def in_a_process(work: Callable[[], Any]) -> Any:
     receiving, sending = context.Pipe(duplex=False)
 
     def child() -> None:
-        _forget_peak()
-        before = _rss()
-        result = work()
-        sending.send((result, max(_peak() - before, 0)))
+        sending.send(peak_above(work))
 
     process = context.Process(target=child)
     process.start()
@@ -55,6 +52,14 @@ def in_a_process(work: Callable[[], Any]) -> Any:
         return receiving.recv()
     finally:
         process.join()
+
+
+def peak_above(work: Callable[[], Any]) -> tuple[Any, int]:
+    """What `work` returns, and how far the process's memory rose above where it stood, in bytes."""
+    _forget_peak()
+    before = _rss()
+    result = work()
+    return result, max(_peak() - before, 0)
 
 
 def _forget_peak() -> None:

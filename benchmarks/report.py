@@ -1,7 +1,7 @@
-"""Writes the tables of docs/results.md from benchmarks/results/*.json.
+"""Writes the tables of docs/results.md and docs/plan.md from benchmarks/results/*.json.
 
-python benchmarks/report.py          rewrite the page
-python benchmarks/report.py --check  exit 1 if the page and the files disagree
+python benchmarks/report.py          rewrite the pages
+python benchmarks/report.py --check  exit 1 if a page and the files disagree
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import report_kernels
+import report_memory
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "results.md"
+PAGES = [ROOT / "docs" / name for name in ("results.md", "plan.md")]
 RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(r"(<!-- table (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STUDY = re.compile(r"(<!-- study (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -56,10 +57,10 @@ def page(text: str) -> str:
         return match[1] + table(report, match[3]) + match[4]
 
     filled, count = MARK.subn(fill, text)
-    filled = STUDY.sub(lambda match: match[1] + study(match[2]) + match[3], filled)
-    filled = WHOLE.sub(lambda match: match[1] + WHOLE_TABLES[match[2]]() + match[3], filled)
-    if not count:
-        raise SystemExit(f"{PAGE} has no table marks")
+    filled, studies = STUDY.subn(lambda match: match[1] + study(match[2]) + match[3], filled)
+    filled, whole = WHOLE.subn(lambda match: match[1] + WHOLE_TABLES[match[2]]() + match[3], filled)
+    if not count + studies + whole:
+        raise SystemExit("a page has no table marks")
     return filled
 
 
@@ -217,6 +218,52 @@ def history_speed_step() -> str:
     return rows_of(header, rows)
 
 
+def plan_wukong() -> str:
+    """Plans of Wukong's rows on more and more GPUs."""
+    header = (
+        *("row", "GPUs", "tables: groups x GPUs", "GB a GPU, of 72 usable", "compute ms", "step ms", "examples/s"),
+        *("scaling ratio", "MFU", "what does not fit"),
+    )
+    rows = []
+    for name, facts in _read("plan_wukong").items():
+        for plan in facts["plans"]:
+            mesh, step, misfit = plan["mesh"], plan["step_s"], plan["does_not_fit"]
+            rows.append(
+                (
+                    name,
+                    f"{plan['world_size']:,}",
+                    f"{mesh['table_groups']} x {mesh['table_group']}",
+                    f"{plan['memory_bytes']['total'] / 1e9:.1f}",
+                    f"{1e3 * step['compute']:.1f}",
+                    f"{1e3 * step['total']:.1f}",
+                    f"{plan['examples_per_s'] / 1e6:,.1f} M",
+                    f"{plan['scaling_ratio']:.2f}",
+                    f"{plan['mfu']:.1%}",
+                    f"{misfit['what']}: {misfit['missing_bytes'] / 1e9:.1f} GB too much" if misfit else "-",
+                )
+            )
+    return rows_of(header, rows)
+
+
+def start_speed() -> str:
+    """Processor time to the first step by part, and how many times faster than with an empty cache."""
+    report = _read("start_speed")
+    parts = ("import", "data", "build", "compile", "step", "total", "clock")
+    rows = []
+    for side, name in START_NAMES.items():
+        times = [f"{report['median_s'][side][part]:.1f}" for part in parts]
+        ratios = report["cold_over"].get(side)
+        rows.append([name, *times, *(f"{ratios[p]:.1f}" if ratios else "-" for p in ("total", "compile"))])
+    return rows_of(["s", *parts[:-1], "on the clock", "whole: times faster", "compile: times faster"], rows)
+
+
+START_NAMES = {
+    "cold": "empty cache",
+    "kept": "kept cache",
+    "unpacked": "packed, and unpacked elsewhere",
+    "uncompiled": "`train.compile=false`",
+}
+
 HISTORY_NAMES = {
     "padded": "full attention, padded to the longest",
     "loop": "full attention, history by history, no padding",
@@ -234,21 +281,28 @@ WHOLE_TABLES: dict[str, Callable[[], str]] = {
     "interaction_speed": interaction_speed,
     "history_speed_layer": history_speed_layer,
     "history_speed_step": history_speed_step,
+    "start_speed": start_speed,
+    "embedding_speed": lambda: report_memory.embedding_speed(_read("embedding_speed")),
+    "memory": lambda: report_memory.memory(_read("memory")),
     "kernels_h100": lambda: report_kernels.kernels(_read("kernels_h100")),
+    "plan_wukong": plan_wukong,
     "wukong_gpu": lambda: report_kernels.wukong_gpu(_read("wukong_gpu")),
 }
 """Mark in the page -> what makes the table below it."""
 
 
 def main() -> int:
-    old = PAGE.read_text(encoding="utf-8")
-    new = page(old)
-    if "--check" in sys.argv:
-        if new != old:
-            print("docs/results.md and benchmarks/results/ disagree: run python benchmarks/report.py", file=sys.stderr)
-        return int(new != old)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    different = False
+    for path in PAGES:
+        old = path.read_text(encoding="utf-8")
+        new = page(old)
+        if "--check" not in sys.argv:
+            path.write_text(new, encoding="utf-8")
+        elif new != old:
+            different = True
+            name = path.relative_to(ROOT).as_posix()
+            print(f"{name} and benchmarks/results/ disagree: run python benchmarks/report.py", file=sys.stderr)
+    return int(different)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,10 @@ OVERRIDES = (
     *("train.epochs=4", "train.log_every=3", "train.eval_every=5", "train.checkpoint_every=2"),
     *("train.batch_size=64", "tokenizer.dropout=0.1", "train.num_threads=1"),
 )
-TIMES = {"examples_per_s", "wall_s", "data_wait", "train_s", "wait_s", "matmul_peak_flops_per_s", "mfu"}
+TIMES = {
+    *("examples_per_s", "wall_s", "data_wait", "train_s", "wait_s", "matmul_peak_flops_per_s", "mfu"),
+    *("start_s", "effective_time", "checkpoint_wait_s", "checkpoints", "busy_s"),
+}
 
 
 def child(data: Path, runs: Path, resume: Path | None) -> None:

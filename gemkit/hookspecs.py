@@ -16,8 +16,12 @@ and in my_plugin/__init__.py:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pluggy
+
+if TYPE_CHECKING:
+    from gemkit.plan.tables import TablePlanner
 
 PLUGIN_API_VERSION = 1
 """Raised when a hook or an interface changes so that older plugins break."""
@@ -44,3 +48,8 @@ def gemkit_plugin_api() -> int:  # type: ignore[empty-body]
 @hookspec
 def gemkit_config_folders() -> list[Path]:  # type: ignore[empty-body]
     """Folders of YAML files laid out like `configs/`. Optional."""
+
+
+@hookspec
+def gemkit_table_planner() -> TablePlanner:  # type: ignore[empty-body]
+    """What places embedding tables on a cluster that need not be there, for `gemkit plan`. Optional."""

@@ -10,9 +10,11 @@ that holds parameters of its own implements `reset_parameters()`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from gemkit.data.batch import Batch, Layout
 from gemkit.data.schema import Schema
+from gemkit.pieces import Pieces, pieces_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -297,6 +300,27 @@ class EmbeddingTables(nn.Module, ABC):
     def optimizer_state(self) -> dict[str, Tensor]:
         """Table name -> (num_embeddings,) sums of row-wise mean squared gradients, as views."""
 
+    prefetches: bool = False
+    """Whether training calls `prefetch`."""
+
+    def prefetch(self, ids: Mapping[str, Tensor]) -> None:
+        """The ids of a batch that comes later, the mapping that `forward` will get: their exchange may begin."""
+        return
+
+    def forget(self) -> None:
+        """Batches that were prefetched do not come."""
+        return
+
+    def weight_pieces(self) -> dict[str, Pieces]:
+        """What this process holds of each table; every process names all of them."""
+        return {name: pieces_of(values) for name, values in self.tables().items()}
+
+    def state_pieces(self) -> dict[str, Pieces]:
+        """The same of the optimiser's state: (num_embeddings,), or (num_embeddings, k) with one for each part of the
+        rows.
+        """
+        return {name: pieces_of(values) for name, values in self.optimizer_state().items()}
+
 
 class ParallelBackend(ABC):
     """Where parameters and examples live. Only the dense part enters Fabric; tables are the backend's own."""
@@ -332,6 +356,40 @@ class ParallelBackend(ABC):
     @abstractmethod
     def world_size(self) -> int:
         """Number of shares."""
+
+    # What follows is right for one process; backends of several say more.
+
+    def broadcast(self, value: Any) -> Any:
+        """The first process's `value`, which JSON could hold."""
+        return value
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The `value` of every process, in order of rank; on others than the first, nothing."""
+        return [value]
+
+    def agree(self, flag: bool) -> bool:
+        """Whether it is so in any process."""
+        return flag
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes. Shape: any -> the same."""
+        return values
+
+    def accumulating(self, dense: nn.Module, more: bool) -> AbstractContextManager[None]:
+        """Around a micro-batch's forward and backward pass: with `more` to come, gradients need not be exchanged."""
+        return contextlib.nullcontext()
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The mean over processes of the gradients of parameters outside of the dense part (a student's adapter)."""
+        return
+
+    def after_step(self, step: int, embeddings: EmbeddingTables) -> None:
+        """After optimiser step `step`, counted from 1."""
+        return
+
+    def alone(self) -> ParallelBackend:
+        """The backend with which one process evaluates or predicts what this one trained."""
+        return self
 
 
 # --- data ---------------------------------------------------------------------------------------------------

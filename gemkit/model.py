@@ -134,7 +134,8 @@ class GEM(nn.Module):
         self._planners, self._plan_of = _planners(blocks, [part.sequence for part in run.blocks])
         self.readout = Readout(context.num_tokens_in, context.num_cls, dim, has_events)
         self.head = make("head", run.head, dataclasses.replace(context, readout_dim=self.readout.width))
-        self.checkpoint_activations = run.train.checkpoint_activations
+        self.recomputed = tuple(range(len(blocks))) if run.train.checkpoint_activations else ()
+        """Blocks whose activations are not kept but computed again in backward."""
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor], taps: tuple[str, ...] = ()) -> Outputs:
         """
@@ -154,7 +155,7 @@ class GEM(nn.Module):
         for i, block in enumerate(self.blocks):
             if events is not None and self._plan_of[i] is not None:
                 events = events._replace(layout=events.layout._replace(plan=plans[self._plan_of[i]]))
-            if self.checkpoint_activations and self.training:
+            if i in self.recomputed and self.training:
                 x, events = checkpoint(block, x, events, query, list(earlier), use_reentrant=False)
             else:
                 x, events = block(x, events, query, earlier)

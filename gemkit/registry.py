@@ -25,6 +25,7 @@ from gemkit.errors import GemkitError, did_you_mean
 
 if TYPE_CHECKING:
     from gemkit.interfaces import BuildContext
+    from gemkit.plan.tables import TablePlanner
 
 INTERFACES: dict[str, str] = {
     "data": "DataRecipe",
@@ -185,6 +186,13 @@ class Registry:
     def config_folders(self) -> list[Path]:
         """Folders of YAML files that plugins bring, laid out like `configs/`."""
         return list(self._folders)
+
+    def table_planner(self) -> TablePlanner | None:
+        """What places tables on a simulated cluster, of the first plugin by name that brings such a planner."""
+        found = self._manager.hook.gemkit_table_planner.get_hookimpls()
+        by_name = sorted(found, key=lambda impl: impl.plugin_name)
+        planner: TablePlanner | None = by_name[0].function() if by_name else None  # type: ignore[assignment]
+        return planner
 
     def unknown(self, kind: str, name: object, where: str | None = None, extra: Iterable[str] = ()) -> GemkitError:
         """The error for a choice that does not exist; names plugins that failed and may have had it.

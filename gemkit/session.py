@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,10 @@ from gemkit.interfaces import EmbeddingTables, Outputs, ParallelBackend
 from gemkit.metrics.collector import MetricCollector
 from gemkit.model import GEM
 from gemkit.nn.init import init_parameters
+from gemkit.pieces import Pieces, fill, pieces_of
 from gemkit.registry import Registry
 from gemkit.runs import checkpoint
+from gemkit.runs.checkpoint import Stored
 from gemkit.runs.folder import RunFolder
 from gemkit.runs.keeping import BEST
 from gemkit.runs.progress import Progress
@@ -42,6 +45,7 @@ class Model:
     Attributes:
         dense: The bare module, whose parameters checkpoints hold.
         forward: What is called: `dense` itself, or Fabric's wrapper of it once it is placed.
+        rank: Of this process, among those that train it.
     """
 
     run: RunConfig
@@ -49,26 +53,28 @@ class Model:
     dense: GEM
     embeddings: EmbeddingTables
     forward: nn.Module
+    rank: int = 0
 
     def __call__(self, batch: Batch, taps: tuple[str, ...] = ()) -> Outputs:
         """Shape: logits (B, P), readout (B, R)."""
         outputs: Outputs = self.forward(batch, self.embeddings(batch.ids), taps)
         return outputs
 
-    def weights(self) -> dict[str, Tensor]:
-        """Everything that prediction needs, by name, as views."""
-        named = {DENSE + name: value for name, value in self.dense.state_dict().items()}
-        return named | {TABLES + name: value for name, value in self.embeddings.tables().items()}
+    def weights(self) -> dict[str, Pieces]:
+        """What this process holds of everything that prediction needs, by name."""
+        first = self.rank == 0
+        named = {DENSE + name: pieces_of(value, first) for name, value in self.dense.state_dict().items()}
+        return named | {TABLES + name: pieces for name, pieces in self.embeddings.weight_pieces().items()}
 
-    def load_weights(self, tensors: dict[str, Tensor], where: str) -> None:
-        """Copies weights in.
+    def load_weights(self, tensors: Stored, where: str) -> None:
+        """Copies weights in, whatever the layout in which they were saved.
 
         Raises:
             GemkitError: Names or shapes are not this model's; the first differences are named.
         """
         own = self.weights()
-        wanted = {name: tuple(value.shape) for name, value in own.items()}
-        found = {n: tuple(v.shape) for n, v in tensors.items() if n.startswith((DENSE, TABLES))}
+        wanted = {name: pieces.shape for name, pieces in own.items()}
+        found = {name: tensors.shape(name) for name in tensors if name.startswith((DENSE, TABLES))}
         different = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         if different:
             rows = [f"{n}: model {wanted.get(n, 'has none')}, checkpoint {found.get(n, 'has none')}" for n in different]
@@ -77,13 +83,13 @@ class Model:
                 where=where,
                 fix="use the config and the data set that the checkpoint was trained with",
             )
-        for name, value in own.items():
-            value.copy_(tensors[name])
+        for name, pieces in own.items():
+            fill(pieces, tensors, name)
 
     @property
     def num_parameters(self) -> int:
         """Dense parameters and table entries."""
-        return self.num_dense_parameters + sum(t.numel() for t in self.embeddings.tables().values())
+        return self.num_dense_parameters + sum(math.prod(p.shape) for p in self.embeddings.weight_pieces().values())
 
     @property
     def num_dense_parameters(self) -> int:
@@ -91,10 +97,17 @@ class Model:
         return sum(p.numel() for p in self.dense.parameters())
 
 
-def open_dataset(run: RunConfig, registry: Registry, progress: Progress) -> Dataset:
-    """The run's data set, fetched and built if that has not been done."""
+def open_dataset(
+    run: RunConfig, registry: Registry, progress: Progress, backend: ParallelBackend | None = None
+) -> Dataset:
+    """The run's data set, fetched and built if that has not been done: by the first process, then the others look."""
+    if backend is not None and backend.rank:
+        backend.broadcast(None)
     with progress.callback("bytes") as fetching, progress.callback("steps") as building:
-        return prepare(registry.get("data", run.data.name), run.data, fetching, building, progress.print)
+        dataset = prepare(registry.get("data", run.data.name), run.data, fetching, building, progress.print)
+    if backend is not None and not backend.rank:
+        backend.broadcast(None)
+    return dataset
 
 
 def build_model(run: RunConfig, schema: Schema, registry: Registry, backend: ParallelBackend) -> Model:
@@ -104,7 +117,7 @@ def build_model(run: RunConfig, schema: Schema, registry: Registry, backend: Par
     init_parameters(dense, run.seed)
     embeddings = backend.build_embeddings(schema_read(schema, dense), run.size.dim, run.optimizer, run.seed)
     dense.to(backend.fabric.device)
-    return Model(run, schema, dense, embeddings, dense)
+    return Model(run, schema, dense, embeddings, dense, backend.rank)
 
 
 def schema_read(schema: Schema, dense: GEM) -> Schema:
@@ -157,6 +170,24 @@ def to_device(batches: Iterator[Batch], backend: ParallelBackend) -> Iterator[Ba
     return (backend.fabric.to_device(batch) for batch in batches)
 
 
+def prefetched(batches: Iterator[Batch], embeddings: EmbeddingTables) -> Iterator[Batch]:
+    """Batches, of which the tables see the ids of each while the one before is computed with."""
+    if not embeddings.prefetches:
+        yield from batches
+        return
+    waiting: Batch | None = None
+    try:
+        for batch in batches:
+            embeddings.prefetch(batch.ids)
+            if waiting is not None:
+                yield waiting
+            waiting = batch
+        if waiting is not None:
+            yield waiting
+    finally:
+        embeddings.forget()
+
+
 def _copied_ahead(batches: Iterator[Batch], backend: ParallelBackend) -> Iterator[Batch]:
     """Copies on a stream of its own, one batch ahead."""
     copies = torch.cuda.Stream(backend.fabric.device)  # type: ignore[no-untyped-call]
@@ -201,9 +232,9 @@ def evaluate_split(
     """Metrics of a whole split, by task."""
     collector.reset()
     model.dense.eval()
-    for batch in to_device(loader.epoch(0), backend):
+    for number, batch in enumerate(to_device(loader.epoch(0), backend)):
         collector.update(model(batch).logits, batch)
-        advance(batch.size)
+        advance(loader.num_examples(number))
     model.dense.train()
     return collector.compute(backend.all_gather if backend.world_size > 1 else None)
 
@@ -254,7 +285,7 @@ def load_run(path: Path, registry: Registry, schema: Schema | None = None) -> Lo
     run = load_run_config(folder.path / "config.yaml", registry)
     file = folder.checkpoints / BEST
     tensors, state = checkpoint.load(file)
-    backend: ParallelBackend = registry.build("parallel", run.parallel)
+    backend: ParallelBackend = registry.build("parallel", run.parallel).alone()
     backend.launch(run)
     model = build_model(run, schema or from_mapping(Schema, state["schema"]), registry, backend)
     model.load_weights(tensors, str(file))

@@ -15,8 +15,11 @@ from gemkit.config.fields import to_mapping
 from gemkit.config.run import READING, TrainConfig
 from gemkit.data.schema import Schema
 from gemkit.errors import GemkitError
-from gemkit.interfaces import TransferStrategy
+from gemkit.interfaces import ParallelBackend, TransferStrategy
+from gemkit.pieces import Pieces, fill, pieces_of
 from gemkit.runs import checkpoint, keeping
+from gemkit.runs.optimizers import load_optimizer
+from gemkit.runs.saver import Saver
 from gemkit.session import Model, check_fingerprint
 
 SQUARES, TRANSFER, LOSSES = "table_squares.", "transfer.", "losses"
@@ -24,9 +27,13 @@ SQUARES, TRANSFER, LOSSES = "table_squares.", "transfer.", "losses"
 MAY_CHANGE = {
     "runs",
     "train.num_threads",
+    "train.compile_cache",
     "train.tensorboard",
     "train.save_predictions",
     "train.checkpoint_every",
+    "train.checkpoint_activations",
+    "train.activation_budget",
+    "train.async_checkpoints",
     "train.keep_checkpoints",
     "loader.workers",
     "loader.worker_kind",
@@ -61,8 +68,10 @@ class TrainingState:
         model: Model,
         optimizers: Sequence[torch.optim.Optimizer],
         transfer: TransferStrategy | None,
+        backend: ParallelBackend,
     ) -> None:
         self.schema, self.fingerprint = schema, fingerprint
+        self.backend, self.saver = backend, Saver(backend, model.run.train.async_checkpoints)
         self.model, self.optimizers, self.transfer = model, optimizers, transfer
         self.step = self.epoch = self.batch = self.examples = 0
         self.validated = 0
@@ -84,18 +93,27 @@ class TrainingState:
         Raises:
             GemkitError: It cannot be written; the checkpoints before are as they were.
         """
-        keep = self.model.run.train.keep_checkpoints
-        keeping.check_space(folder, self.num_bytes)
-        tensors = self._tensors()
+        tensors = self._pieces()
         rest: dict[str, Any] = {}
-        nested = {f"optimizer{i}": o.state_dict() for i, o in enumerate(self.optimizers)}
-        for prefix, value in (nested | {"rng": checkpoint.rng_state()}).items():
-            found, rest[prefix] = checkpoint.flatten_state(prefix, value)
-            tensors |= found
-        tensors[LOSSES] = torch.stack(self.losses) if self.losses else torch.zeros(0)
+        first = self.backend.rank == 0
+        for i, optimizer in enumerate(self.optimizers):
+            found, rest[f"optimizer{i}"] = checkpoint.flatten_state(f"optimizer{i}", optimizer.state_dict())
+            tensors |= {name: pieces_of(value, first) for name, value in found.items()}
+        own = f"rng{self.backend.rank}"
+        found, streams = checkpoint.flatten_state(own, checkpoint.rng_state())
+        tensors |= {name: pieces_of(value) for name, value in found.items()}
+        rest |= dict(self.backend.gather_objects((own, streams)))
+        losses = torch.stack(self.losses) if self.losses else torch.zeros(0)
+        tensors[LOSSES] = pieces_of(self.backend.mean(losses), first)
         counters = {name: getattr(self, name) for name in self._counters}
-        state = self._header() | {"counters": counters, "rest": rest}
-        keeping.save_last(folder, self.step, tensors, state, self._saved_step, keep)
+        state = self._header() | {"counters": counters, "rest": rest, "world_size": self.backend.world_size}
+        before, step, keep = self._saved_step, self.step, self.model.run.train.keep_checkpoints
+
+        def publish(main: dict[str, Tensor], parts: dict[str, Any]) -> None:
+            keeping.check_space(folder, sum(t.numel() * t.element_size() for t in main.values()))
+            keeping.save_last(folder, step, main, state | parts, before, keep)
+
+        self.saver.save(folder, tensors, publish)
         self._saved_step = self.step
 
     def load(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -106,22 +124,27 @@ class TrainingState:
         Raises:
             GemkitError: All are damaged, or it is of another model, config or data; the first differences are named.
         """
-        found = keeping.load_last(folder, say)
+        found = keeping.load_last(folder, say, self.backend)
         if found is None:
             return
         tensors, state, path = found
         try:
             self._check(state, str(path))
             self.model.load_weights(tensors, str(path))
-            _copy(self.model.embeddings.optimizer_state(), tensors, SQUARES)
+            for name, pieces in self.model.embeddings.state_pieces().items():
+                fill(pieces, tensors, SQUARES + name)
             if self.transfer:
-                own = {n.removeprefix(TRANSFER): t for n, t in tensors.items() if n.startswith(TRANSFER)}
+                own = {n.removeprefix(TRANSFER): tensors[n] for n in tensors if n.startswith(TRANSFER)}
                 self.transfer.load_state_dict(own)
             for i, optimizer in enumerate(self.optimizers):
-                optimizer.load_state_dict(checkpoint.unflatten_state(tensors, state["rest"][f"optimizer{i}"]))
-            checkpoint.set_rng_state(checkpoint.unflatten_state(tensors, state["rest"]["rng"]))
+                load_optimizer(optimizer, f"optimizer{i}", state["rest"][f"optimizer{i}"], tensors)
             for name in self._counters:
                 setattr(self, name, state["counters"][name])
+            rank, world_size = self.backend.rank, self.backend.world_size
+            if state["world_size"] == world_size:
+                checkpoint.set_rng_state(checkpoint.unflatten_state(tensors, state["rest"][f"rng{rank}"]))
+            else:  # no stream is that of a process then
+                checkpoint.seed_rng(self.model.run.seed + 1_000_003 * self.step + rank)
             self.losses = list(tensors[LOSSES])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, RecursionError) as error:
             raise GemkitError(
@@ -133,10 +156,14 @@ class TrainingState:
 
     def save_best(self, folder: Path) -> None:
         """Writes what prediction needs."""
-        checkpoint.save(folder / keeping.BEST, self.model.weights(), self._header() | {"step": self.step})
+        state = self._header() | {"step": self.step}
+        path = folder / keeping.BEST
+        self.saver.save(folder, self.model.weights(), lambda main, parts: checkpoint.save(path, main, state | parts))
 
     def load_best(self, folder: Path) -> None:
         """Goes back to the best weights."""
+        self.saver.wait()
+        self.backend.agree(False)  # the first process has published them
         path = folder / keeping.BEST
         self.model.load_weights(checkpoint.load(path)[0], str(path))
 
@@ -148,15 +175,17 @@ class TrainingState:
     @property
     def num_bytes(self) -> int:
         """About what one checkpoint takes on disk."""
+        held = sum(pieces.num_bytes for pieces in self._pieces().values())
         optimizers = sum(_num_bytes(_tensors_of(o.state_dict())) for o in self.optimizers)
-        return _num_bytes(self._tensors().values()) + optimizers + 1_000_000
+        return held + optimizers + 1_000_000
 
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = dict(self.model.weights())
-        tensors |= {SQUARES + name: value for name, value in self.model.embeddings.optimizer_state().items()}
+    def _pieces(self) -> dict[str, Pieces]:
+        pieces = self.model.weights()
+        pieces |= {SQUARES + name: held for name, held in self.model.embeddings.state_pieces().items()}
         if self.transfer:
-            tensors |= {TRANSFER + name: value for name, value in self.transfer.state_dict().items()}
-        return tensors
+            first = self.backend.rank == 0
+            pieces |= {TRANSFER + name: pieces_of(value, first) for name, value in self.transfer.state_dict().items()}
+        return pieces
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -172,7 +201,8 @@ class TrainingState:
             ("config", "put config.yaml back as it was, or start a new run with the new values"),
             ("schema", "restore the data set, or start a new run"),
         ):
-            different = [d for d in differences(own[what], state[what]) if not _may_change(d.partition(":")[0])]
+            here, there = _trained(own[what]), _trained(state[what])
+            different = [d for d in differences(here, there) if not _may_change(d.partition(":")[0])]
             if different:
                 raise GemkitError(
                     f"the checkpoint is of another {what}: {len(different)} values differ, "
@@ -181,6 +211,18 @@ class TrainingState:
                     fix=fix,
                 )
         check_fingerprint(self.fingerprint, state["fingerprint"], self.schema, where)
+
+
+PRECISION = {"saved_activations": "exact", "embedding_precision": "fp32", "embedding_rounding": "nearest"}
+"""Of the parallel section, what changes the numbers, and what it is where a backend has no such option."""
+
+
+def _trained(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config with what changes numbers of its parallel section: the rest says where things are."""
+    section = mapping.get("parallel")
+    if not isinstance(section, Mapping):
+        return mapping
+    return {**mapping, "parallel": {name: section.get(name, usual) for name, usual in PRECISION.items()}}
 
 
 def differences(here: Any, there: Any, path: str = "") -> Iterator[str]:
@@ -227,8 +269,3 @@ def _tensors_of(nested: Any) -> Iterator[Tensor]:
     elif isinstance(nested, Mapping | list | tuple):
         for value in nested.values() if isinstance(nested, Mapping) else nested:
             yield from _tensors_of(value)
-
-
-def _copy(views: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str) -> None:
-    for name, view in views.items():
-        view.copy_(tensors[prefix + name])

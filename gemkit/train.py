@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemkit.config.build import to_yaml
+from gemkit.compilation.blocks import compile_blocks
 from gemkit.config.run import RunConfig
 from gemkit.cost.mfu import utilisation
+from gemkit.cost.recompute import recomputed_for
 from gemkit.data.batch import Batch
 from gemkit.data.loader import Loader
+from gemkit.data.workers import start_workers
 from gemkit.errors import GemkitError
 from gemkit.interfaces import ParallelBackend, TransferStrategy
 from gemkit.metrics.collector import MetricCollector
@@ -25,20 +28,19 @@ from gemkit.metrics.floor import floors, with_floors
 from gemkit.metrics.names import is_better
 from gemkit.nn.init import init_parameters
 from gemkit.registry import Registry
+from gemkit.runs.balance import LoadBalance
 from gemkit.runs.checkpoint import seed_rng
 from gemkit.runs.clock import Clock
-from gemkit.runs.folder import RunFolder
-from gemkit.runs.keeping import remove_leftovers
-from gemkit.runs.lock import locked
-from gemkit.runs.log import logged
+from gemkit.runs.opening import open_folder
 from gemkit.runs.predictions import save_predictions
 from gemkit.runs.progress import Bar, Progress
+from gemkit.runs.startup import StartClock
 from gemkit.runs.stopping import Stopped, StopRequest
 from gemkit.runs.tables import print_run_end
 from gemkit.runs.tensorboard import TensorBoardWriter
-from gemkit.runs.wording import key_metrics, notes, sentence, slug
+from gemkit.runs.wording import key_metrics, notes, sentence
 from gemkit.schedule import schedule
-from gemkit.session import base_rates, build_model, evaluate_split, make_loader, open_dataset, to_device
+from gemkit.session import base_rates, build_model, evaluate_split, make_loader, open_dataset, prefetched, to_device
 from gemkit.state import TrainingState, check_room
 
 
@@ -48,12 +50,14 @@ def train(
     resume: Path | None = None,
     progress: Progress | None = None,
     command: list[str] | None = None,
+    started_s: float | None = None,
 ) -> dict[str, Any]:
     """Trains a model, evaluates its best checkpoint on the test split, and leaves a run folder.
 
     Args:
         resume: A run folder to go on with, from its last checkpoint.
         command: What reproduces the run, for command.txt.
+        started_s: When the process began, on the clock of `time.perf_counter`; None: the run begins now.
 
     Returns:
         What metrics.json holds: ``{"test": {task: {...}}, "train": {...}}``.
@@ -64,7 +68,8 @@ def train(
     """
     with contextlib.ExitStack() as resources:
         command = command or ["gemkit", "train"]
-        training = Training(run, registry, resume, progress or Progress(), command, resources)
+        start = StartClock(started_s)
+        training = Training(run, registry, resume, progress or Progress(), command, resources, start)
         with training.stop:
             training.fit()
             return training.finish()
@@ -85,19 +90,27 @@ class Training:
         progress: Progress,
         command: list[str],
         resources: contextlib.ExitStack,
+        start: StartClock | None = None,
     ) -> None:
         """Sets everything up: backend, data, model, optimisers, run folder; goes back to a checkpoint if asked."""
         self.run, self.registry, self.progress = run, registry, progress
+        self.start = start = start or StartClock()
+        start.ends("import")
+        start_workers(run.loader)
         if run.train.num_threads:
             torch.set_num_threads(run.train.num_threads)
-        seed_rng(run.seed)
         if torch.cuda.is_available():
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.backend: ParallelBackend = registry.build("parallel", run.parallel)
         self.backend.launch(run)
+        self.first = self.backend.rank == 0
+        progress.quiet |= not self.first
+        seed_rng(run.seed + self.backend.rank)
 
-        self.dataset = open_dataset(run, registry, progress)
+        start.ends("build")
+        self.dataset = open_dataset(run, registry, progress, self.backend)
+        start.ends("data")
         context = registry.context(dim=run.size.dim, schema=self.dataset.schema)
         self.transfer: TransferStrategy | None = registry.build("transfer", run.transfer, context)
         schema = self.transfer.extra_features(self.dataset.schema) if self.transfer else self.dataset.schema
@@ -108,11 +121,12 @@ class Training:
             self.transfer.prepare(self.model.dense, self.model.embeddings)
             self.model.dense.check_taps(self.transfer.taps)
         if run.train.compile:
-            for block in self.model.dense.blocks:
-                block.compile(dynamic=True)
+            compile_blocks(self.model.dense.blocks, run.train.compile_cache)
+            resources.enter_context(start.counting_compilation())
         self.model.forward, self.optimizer = self.backend.place(self.model.dense, run.optimizer)
         self.other_optimizers = list(self.transfer.optimizers()) if self.transfer else []
 
+        start.ends("build")
         self.loader = self._loader("train", run.train.batch_size // run.train.accumulate)
         self.valid = self._loader("valid", run.train.eval_batch_size)
         steps_per_epoch = math.ceil(len(self.loader) / run.train.accumulate)
@@ -120,28 +134,29 @@ class Training:
         if run.train.max_steps is not None:
             self.total_steps = min(self.total_steps, run.train.max_steps)
         self.collector = MetricCollector(schema, base_rates(self.dataset))
+        start.ends("data")
 
-        if resume is None:
-            owners = [registry.plugin_of(kind, config.name) for kind, config in run.components()]
-            plugins = {plugin: version for plugin, _, version in owners}
-            self.folder = RunFolder.create(Path(run.runs), slug(run), to_yaml(run), command, plugins)
-        else:
-            self.folder = RunFolder.open(resume)
-        resources.enter_context(locked(self.folder.path))
-        resources.enter_context(logged(self.folder.path, progress))
-        remove_leftovers(self.folder.path)
-        self.state = TrainingState(
-            schema, self.dataset.fingerprint, self.model, [self.optimizer, *self.other_optimizers], self.transfer
-        )
+        self.folder, resumed = open_folder(run, registry, self.backend, resume, command, progress, resources)
+        optimizers = [self.optimizer, *self.other_optimizers]
+        fingerprint = self.dataset.fingerprint
+        self.state = TrainingState(schema, fingerprint, self.model, optimizers, self.transfer, self.backend)
         check_room(self.state, self.folder.checkpoints, run.train)
-        if resume is not None:
+        start.ends("build")
+        if resumed:
             self.state.load(self.folder.checkpoints, progress.print)
-            self.folder.rewind(self.state.step)
-        self.tensorboard = TensorBoardWriter(self.folder.path / "tensorboard") if run.train.tensorboard else None
+            if self.first:
+                self.folder.rewind(self.state.step)
+        self.balance = LoadBalance(self.backend)
+        wanted = run.train.tensorboard and self.first
+        self.tensorboard = TensorBoardWriter(self.folder.path / "tensorboard") if wanted else None
         self.stop = StopRequest()
         progress.print(f"{sentence(run)}\n{self.model.num_parameters:,} parameters, run folder {self.folder.path}")
         for note in notes(run, self.backend.fabric.device.type):
             progress.print(note)
+        if run.train.activation_budget < 1:
+            choice = recomputed_for(self.model, registry, self.dataset, self.backend.world_size)
+            self.model.dense.recomputed = choice.blocks
+            progress.print(choice.note(run.train.activation_budget))
 
     def fit(self) -> None:
         """Trains to the last step, or until validations have stopped getting better."""
@@ -152,10 +167,13 @@ class Training:
         with self.progress, self.progress.task("train", total=total, done=state.examples) as bar:
             self.clock = Clock(state.train_s, state.examples, state.wait_s)
             self.validate_if_due()  # a run may have been stopped between a step and its validation
+            self.start.ends("load")
             while not self.ended:
                 batches = to_device(self.loader.epoch(state.epoch, start=state.batch), self.backend)
+                batches = prefetched(batches, self.model.embeddings)
                 for micro_batches in _groups(self.clock.waits(batches), size.accumulate):
-                    loss = self.step(micro_batches)
+                    with self.start.step():
+                        loss = self.step(micro_batches)
                     bar.update(state.examples, loss=loss)
                     if state.batch >= len(self.loader):
                         state.epoch, state.batch = state.epoch + 1, 0
@@ -178,17 +196,20 @@ class Training:
             group["lr"] = self.run.optimizer.lr * factor
         self.model.embeddings.set_lr(self.run.optimizer.embedding_lr * factor)
 
-        for batch in micro_batches:
-            outputs = self.model(batch, self.transfer.taps if self.transfer else ())
-            loss: Tensor = self.model.dense.head.loss(outputs.logits, batch)
-            if self.transfer:
-                loss = loss + self.transfer.loss(outputs, self.transfer.answer(batch), batch)
-            # The tables update inside backward, so a loss that is not finite must not get there; on a GPU this
-            # waits for the device once a micro-batch.
-            _check_finite(loss, batch, state.step)
-            self.backend.fabric.backward(loss / len(micro_batches))
+        for i, batch in enumerate(micro_batches):
+            with self.backend.accumulating(self.model.forward, more=i + 1 < len(micro_batches)):
+                outputs = self.model(batch, self.transfer.taps if self.transfer else ())
+                loss: Tensor = self.model.dense.head.loss(outputs.logits, batch)
+                if self.transfer:
+                    loss = loss + self.transfer.loss(outputs, self.transfer.answer(batch), batch)
+                # The tables update inside backward, so a loss that is not finite must not get there; on a GPU this
+                # waits for the device once a micro-batch.
+                self._check_finite(loss, batch)
+                self.backend.fabric.backward(loss / len(micro_batches))
             state.losses.append(loss.detach())
-            state.examples += batch.size
+            state.examples += self.loader.num_examples(state.batch + i)
+        if self.transfer:
+            self.backend.average_gradients(self.transfer.parameters())
         clip_norm = self.run.train.clip_norm
         norm = self.backend.clip(self.model.forward, self.optimizer, clip_norm) if clip_norm else None
         for optimizer in (self.optimizer, *self.other_optimizers):
@@ -196,13 +217,27 @@ class Training:
             optimizer.zero_grad()
         state.step += 1
         state.batch += len(micro_batches)
+        self.backend.after_step(state.step, self.model.embeddings)
+        self.balance.count(micro_batches)
 
         if state.step % self.run.train.log_every == 0:
-            row = {"loss": float(torch.stack(state.losses).mean())} | self.clock.lap(state.examples)
+            row = {"loss": float(self.backend.mean(torch.stack(state.losses)).mean())}
+            row |= self.clock.lap(state.examples) | self.balance.lap(self.progress.print)
             row |= {"lr": self.run.optimizer.lr * factor} | ({} if norm is None else {"grad_norm": float(norm)})
             self.record("train", row)
             state.losses = []
         return loss.detach()
+
+    def _check_finite(self, loss: Tensor, batch: Batch) -> None:
+        bad = not torch.isfinite(loss)
+        if not self.backend.agree(bad):
+            return
+        ids = ", ".join(str(i) for i in batch.example_id[:10].tolist())
+        raise GemkitError(
+            f"the loss is {loss.item()} at step {self.state.step}" if bad else "another process ends the run",
+            where=f"batch of {batch.size} examples; example ids {ids}{', ...' if batch.size > 10 else ''}",
+            fix="lower optimizer.lr or optimizer.embedding_lr, or look at those examples; checkpoints are untouched",
+        )
 
     def validate_if_due(self) -> None:
         """Validates after each `eval_every` steps or each epoch, and at the end; once at any step."""
@@ -255,12 +290,13 @@ class Training:
         Raises:
             Stopped: It did.
         """
-        if self.stop.signal_number is not None:
+        if self.backend.agree(self.stop.signal_number is not None):
             if not self.state.is_saved:  # after the last step it is, and the weights are those of the best
                 self.save()
+            self.state.saver.wait()
             step = f"step {self.state.step:,} of {self.total_steps:,}"
             message = f"stopped at {step}; a checkpoint is written\n  go on:   {self.resume_line}"
-            raise Stopped(message, self.stop.signal_number)
+            raise Stopped(message, self.stop.signal_number or signal.SIGTERM)
 
     def advance(self, bar: Bar) -> Callable[[int], None]:
         """Counts examples of an evaluation, which can be stopped too: it is done again when the run goes on."""
@@ -285,9 +321,13 @@ class Training:
             final = evaluate_split(self.model, test, self.backend, self.collector, self.advance(bar))
         if self.run.train.save_predictions:
             rows = self.collector.rows(self.backend.all_gather if self.backend.world_size > 1 else None)
+        if not self.first:
+            return {}
+        if self.run.train.save_predictions:
             save_predictions(self.folder.path, self.model.schema.task_names, {n: v.numpy() for n, v in rows.items()})
         device, examples_per_s = self.backend.fabric.device.type, state.examples / max(state.train_s, 1e-9)
-        used = utilisation(self.model, self.registry, self.loader, device, examples_per_s, self.progress.print)
+        rate = examples_per_s / self.backend.world_size
+        used = utilisation(self.model, self.registry, self.loader, device, rate, self.progress.print)
         metrics: dict[str, Any] = {
             "test": with_floors(final, floors(self.dataset, "test", self.collector.base_rates)),
             "train": {
@@ -298,7 +338,11 @@ class Training:
                 "dense_params": self.model.num_dense_parameters,
                 "steps": state.step,
                 "best_step": state.best_step,
+                "busy_s": self.balance.busy_s,
+                "checkpoint_wait_s": state.saver.stall_s,
+                "checkpoints": state.saver.saves,
                 **used,
+                **self.start.report(),
             },
         }
         self.folder.write_metrics(metrics)
@@ -309,7 +353,9 @@ class Training:
         return metrics
 
     def record(self, split: str, values: dict[str, Any]) -> None:
-        """A row of metrics.jsonl, and of TensorBoard if it is on."""
+        """A row of metrics.jsonl, and of TensorBoard if it is on; by the first process."""
+        if not self.first:
+            return
         self.folder.append(self.state.step, split, values)
         if self.tensorboard:
             self.tensorboard.append(self.state.step, split, values)
@@ -321,13 +367,3 @@ class Training:
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     while group := list(itertools.islice(batches, size)):
         yield group
-
-
-def _check_finite(loss: Tensor, batch: Batch, step: int) -> None:
-    if not torch.isfinite(loss):
-        ids = ", ".join(str(i) for i in batch.example_id[:10].tolist())
-        raise GemkitError(
-            f"the loss is {loss.item()} at step {step}",
-            where=f"batch of {batch.size} examples; example ids {ids}{', ...' if batch.size > 10 else ''}",
-            fix="lower optimizer.lr or optimizer.embedding_lr, or look at those examples; checkpoints are untouched",
-        )

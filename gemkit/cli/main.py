@@ -16,12 +16,26 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gemkit import __version__
-from gemkit.cli import ablate, components, config, cost, data, doctor, evaluate, inspect, predict, scale, train
+from gemkit.cli import (
+    ablate,
+    cache,
+    components,
+    config,
+    cost,
+    data,
+    doctor,
+    evaluate,
+    inspect,
+    plan,
+    predict,
+    scale,
+    train,
+)
 from gemkit.config.fields import check_text, clipped, shown
 from gemkit.errors import GemkitError, did_you_mean
 from gemkit.runs.stopping import Stopped
 
-COMMANDS = (train, ablate, scale, evaluate, predict, inspect, config, cost, components, data, doctor)
+COMMANDS = (train, ablate, scale, evaluate, predict, inspect, config, cost, plan, components, data, cache, doctor)
 
 OK, DEFECT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 

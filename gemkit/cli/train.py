@@ -41,8 +41,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         config = load_run_config(args.resume / "config.yaml", registry)
 
+    from gemkit.runs.startup import process_started_s
     from gemkit.train import train
 
     folders = [word for folder in args.config_dir for word in ("--config-dir", str(folder))]
-    train(config, registry, args.resume, command=["gemkit", "train", *folders, *args.overrides])
+    command = ["gemkit", "train", *folders, *args.overrides]
+    train(config, registry, args.resume, command=command, started_s=process_started_s())
     return 0

@@ -27,10 +27,26 @@ class TrainConfig(Config):
     clip_norm: float | None = option(10.0, "Largest norm of the dense gradient; null: no clipping.", gt=0)
     precision: str = option("fp32", "Arithmetic of the dense part.", choices=("fp32", "bf16"))
     compile: bool = option(False, "torch.compile each block.")
+    compile_cache: str | None = option(
+        None,
+        "Folder in which compiled code is kept for later runs, for each environment apart; null: gemkit/compiled in "
+        "the user's cache folder. TORCHINDUCTOR_CACHE_DIR wins.",
+        filled=True,
+    )
     checkpoint_activations: bool = option(False, "Recompute each block in backward: less memory, more time.")
+    activation_budget: float = option(
+        1.0,
+        "Memory for the blocks' activations, from the least that recomputing blocks can reach (0) to all of them (1). "
+        "The blocks that cost least to recompute are.",
+        ge=0,
+        le=1,
+    )
     eval_every: int | None = option(None, "Steps between validations; null: once an epoch.", ge=1)
     checkpoint_every: int | None = option(
         None, "Steps between checkpoints, besides those at each validation; null: only those.", ge=1
+    )
+    async_checkpoints: bool = option(
+        False, "Copy a checkpoint and train on while it is written; takes the memory of one more (or two)."
     )
     keep_checkpoints: int = option(
         1, "Older checkpoints that are kept beside best and last, in case the last is damaged.", ge=0
@@ -45,6 +61,15 @@ class TrainConfig(Config):
     log_every: int = option(50, "Steps between rows in metrics.jsonl.", ge=1)
     tensorboard: bool = option(False, "Also write TensorBoard event files into the run folder.")
     save_predictions: bool = option(False, "Also write predictions.safetensors, those for the test split.")
+
+    def check(self) -> None:
+        if self.checkpoint_activations and self.activation_budget < 1:
+            raise GemkitError(
+                f"activation_budget = {self.activation_budget} beside checkpoint_activations, which keeps none",
+                where="activation_budget",
+                allowed="one of the two",
+                fix="train.checkpoint_activations=false, and the budget chooses the blocks",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

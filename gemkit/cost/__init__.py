@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from gemkit.cost.count import RunCost, TableCost, count, middle_batch, model_cost
+from gemkit.cost.count import BlockCost, RunCost, TableCost, count, middle_batch, model_cost
 from gemkit.cost.meter import CostMeter, ModuleCost
 from gemkit.cost.peak import matmul_peak
 
 __all__ = [
+    "BlockCost",
     "CostMeter",
     "ModuleCost",
     "RunCost",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from gemkit.config.memory import check_model, sizes_of
 from gemkit.config.run import RunConfig
@@ -57,11 +60,25 @@ class TableCost:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockCost:
+    """What it means to compute a block again in backward, in place of keeping its activations.
+
+    Attributes:
+        forward_flops: Computed again.
+        freed_bytes: Activations of the block that need not be kept: all but its inputs and outputs.
+    """
+
+    forward_flops: int
+    freed_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunCost:
     """What one training step costs: forward, loss and backward, without the optimiser and without a teacher.
 
     Attributes:
         modules: Path of each module of the dense model -> what it cost on the batch, its children apart.
+        blocks: What recomputing each block would mean.
         tables: The embedding tables that the model reads, by name.
         num_examples, num_histories, num_events: Of the batch; histories are distinct ones where examples share them.
         num_tokens: Tokens of an example, as the tokenizer makes them.
@@ -70,6 +87,7 @@ class RunCost:
     """
 
     modules: dict[str, ModuleCost]
+    blocks: tuple[BlockCost, ...]
     tables: dict[str, TableCost]
     num_examples: int
     num_histories: int
@@ -82,6 +100,12 @@ class RunCost:
     def total(self) -> ModuleCost:
         """Of the dense model."""
         return sum(self.modules.values(), ModuleCost())
+
+    @property
+    def tail_bytes(self) -> int:
+        """Activations of what comes after the blocks."""
+        after = [cost for path, cost in self.modules.items() if path.partition(".")[0] in ("readout", "head")]
+        return sum(cost.activation_bytes for cost in after)
 
     @property
     def dense_params(self) -> int:
@@ -186,15 +210,25 @@ def _count(
 def _metered(run: RunConfig, schema: Schema, dense: GEM, batch: Batch, fake: bool) -> RunCost:
     with _shapes_only() if fake else contextlib.nullcontext():
         embedded = {key: torch.rand(len(ids), run.size.dim, requires_grad=True) for key, ids in batch.ids.items()}
+    passed: list[set[int]] = []
+    for block in dense.blocks:
+        block.register_forward_hook(lambda _, inputs, outputs: passed.append(_storages((inputs, outputs))))
     with CostMeter(dense, inputs=batch) as meter:
         with torch.autocast("cpu", torch.bfloat16, enabled=run.train.precision == "bf16"):
             outputs = dense(batch, embedded)
         with meter.within("head"):
             loss = dense.head.loss(outputs.logits, batch)
         loss.backward()
-    history = batch.history
+    history, costs = batch.history, meter.costs
     return RunCost(
-        modules=meter.costs,
+        modules=costs,
+        blocks=tuple(
+            BlockCost(
+                forward_flops=sum(c.forward_flops for path, c in costs.items() if path.startswith(f"blocks.{i}.")),
+                freed_bytes=meter.freed_bytes(f"blocks.{i}", storages),
+            )
+            for i, storages in enumerate(passed)
+        ),
         tables=_tables(schema_read(schema, dense), run.size.dim, batch),
         num_examples=batch.size,
         num_histories=0 if history is None else len(history.offsets) - 1,
@@ -203,6 +237,10 @@ def _metered(run: RunConfig, schema: Schema, dense: GEM, batch: Batch, fake: boo
         unknown=tuple(sorted(meter.unknown)),
         ran=not fake,
     )
+
+
+def _storages(nested: Any) -> set[int]:
+    return {t.untyped_storage()._cdata for t in tree_leaves(nested) if isinstance(t, Tensor)}
 
 
 def _shapes_only() -> FakeTensorMode:

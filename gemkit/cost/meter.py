@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -74,7 +75,7 @@ class CostMeter(TorchDispatchMode):
         self.unknown: set[str] = set()
         self._forward: defaultdict[str, int] = defaultdict(int)
         self._backward: defaultdict[str, int] = defaultdict(int)
-        self._saved: defaultdict[str, int] = defaultdict(int)
+        self._saved: defaultdict[str, list[torch.UntypedStorage]] = defaultdict(list)
         self._running = [""]
         self._starts, self._owners = [-1], [""]
         there = [*root.parameters(), *root.buffers(), *(t for t in tree_leaves(inputs) if isinstance(t, Tensor))]
@@ -89,10 +90,15 @@ class CostMeter(TorchDispatchMode):
                 params=sum(p.numel() for p in own),
                 forward_flops=self._forward[path],
                 backward_flops=self._backward[path],
-                activation_bytes=self._saved[path],
+                activation_bytes=sum(s.nbytes() for s in self._saved[path]),
             )
             for path, own in _own_parameters(self.root)
         }
+
+    def freed_bytes(self, path: str, passed: Collection[int]) -> int:
+        """Activations of the module at `path` and those inside it, but for storages (`_cdata`) that are `passed`."""
+        inside = (saved for name, saved in self._saved.items() if name == path or name.startswith(f"{path}."))
+        return sum(s.nbytes() for s in itertools.chain.from_iterable(inside) if s._cdata not in passed)
 
     @contextlib.contextmanager
     def within(self, path: str) -> Iterator[None]:
@@ -155,7 +161,7 @@ class CostMeter(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage._cdata not in self._storages:
             self._storages[storage._cdata] = storage
-            self._saved[self._running[-1]] += storage.nbytes()
+            self._saved[self._running[-1]].append(storage)
         return tensor
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from gemkit.config.run import RunConfig
 from gemkit.cost.count import RunCost
+from gemkit.cost.recompute import recomputed
 from gemkit.runs.tables import print_table
 from gemkit.runs.wording import sentence
 
@@ -101,6 +102,8 @@ def _notes(run: RunConfig, cost: RunCost) -> Iterator[str]:
     """What the numbers leave out."""
     if run.transfer is not None:
         yield f"note: transfer={run.transfer.name} is not counted: these are the costs of the student alone"
+    if run.train.activation_budget < 1:
+        yield recomputed(run, cost).note(run.train.activation_budget)
     if run.train.checkpoint_activations:
         yield "note: counted as without train.checkpoint_activations, which trades activations for FLOPs"
     if cost.unknown:

@@ -74,6 +74,9 @@ class Batch(NamedTuple):
         group: (B,) int64, the gAUC group (0 if the schema names none).
         timestamp: (B,) int64, seconds since 1970 (0 if the data set has no time).
         example_id: (B,) int64, unique in the data set.
+        totals: (P,) float32, what each task's sum of losses is divided by, so that the mean over processes of their
+            losses is that of the global batch: its weights that count, divided by the number of processes. None: this
+            batch is all there is.
     """
 
     ids: dict[str, Tensor]
@@ -89,6 +92,7 @@ class Batch(NamedTuple):
     group: Tensor
     timestamp: Tensor
     example_id: Tensor
+    totals: Tensor | None = None
 
     @property
     def size(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -84,6 +85,10 @@ class Loader:
         """Batches in an epoch, the same on all ranks."""
         return self._num_batches
 
+    def num_examples(self, number: int) -> int:
+        """Examples in global batch `number`, of all ranks together."""
+        return min(self.batch_size, self._size - number * self.batch_size)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's batches of an epoch, from batch `start` on. The same (seed, epoch) gives the same batches."""
         numbers, config = range(start, len(self)), self.config
@@ -98,6 +103,8 @@ class Loader:
         """This rank's share of global batch `number` of an epoch."""
         rows = self.global_rows(epoch, number)
         batch = collate(self.dataset, rows[self._shares(rows)[self.rank]], self.reading)
+        if self.world_size > 1:
+            batch = batch._replace(totals=self._totals(rows))
         return pinned(batch) if self.pin_memory else batch
 
     def global_rows(self, epoch: int, number: int) -> np.ndarray:
@@ -115,6 +122,13 @@ class Loader:
         window = sum(s.max_history for s in self.reading.streams) or self.reading.max_history
         keys = self.dataset.history_keys(rows) if self.reading.shares_histories else None
         return deal(self.dataset.history_lengths(rows, window), self.world_size, keys)
+
+    def _totals(self, rows: np.ndarray) -> Tensor:
+        """`Batch.totals` of a global batch. Shape: (P,)."""
+        parts, data = self.dataset.located(rows), self.dataset
+        weights = data.take(storage.WEIGHT, parts, len(rows)).astype(np.float32)
+        counts = [((data.take(t, parts, len(rows)) >= 0) * weights).sum() for t in data.schema.task_names]
+        return torch.tensor(counts, dtype=torch.float32) / self.world_size
 
     def _make_order(self, places: Places) -> Order:
         config = self.config

@@ -20,12 +20,22 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from gemkit.config.run import LoaderConfig
 from gemkit.errors import GemkitError
 
 THREADS = "gemkit-loader"
 """Threads have names that begin so."""
 
 T = TypeVar("T")
+
+
+def start_workers(config: LoaderConfig) -> None:
+    """Starts the fork server, if worker processes will be wanted: it imports while the model is built and compiled."""
+    if config.workers and config.worker_kind == "process":
+        import multiprocessing.forkserver
+
+        _context()
+        multiprocessing.forkserver.ensure_running()
 
 
 class Maker(Protocol):
@@ -63,8 +73,6 @@ def in_processes(maker: Maker, finish: Callable[[Any], T], numbers: range, worke
     import torch
     from torch.utils.data import DataLoader
 
-    context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gemkit.data.loader"])
     loader: DataLoader[Any] = DataLoader(
         _Caught(maker),  # type: ignore[arg-type]  # of a Dataset only __getitem__ is used
         batch_size=None,
@@ -73,7 +81,7 @@ def in_processes(maker: Maker, finish: Callable[[Any], T], numbers: range, worke
         prefetch_factor=-(-ahead // workers),
         collate_fn=_as_it_is,
         worker_init_fn=_ignore_signals,
-        multiprocessing_context=context,
+        multiprocessing_context=_context(),
         generator=torch.Generator(),  # else it would draw from the stream that dropout draws from
     )
     batches: Any = iter(loader)
@@ -105,6 +113,15 @@ def in_processes(maker: Maker, finish: Callable[[Any], T], numbers: range, worke
     finally:
         # PyTorch does this when the iterator is gone; the frames of an error would keep it.
         batches._shutdown_workers()
+
+
+def _context() -> Any:
+    """Worker processes come from a fork server that has imported what they need."""
+    import torch
+
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gemkit.data.loader"])
+    return context
 
 
 class _Caught:

@@ -2,6 +2,8 @@
 
 A file is written beside its final name and then renamed, so the name always holds a whole checkpoint. The
 header carries a sha256 over the state and every tensor's name, type, shape and bytes; it is checked on load.
+
+Where several processes train, blocks of tensors lie in files of their own (`gemkit.runs.parts`), which the state names.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gemkit.errors import GemkitError
+from gemkit.pieces import overlap
 from gemkit.runs.files import replacing
 
 FORMAT = "gemkit-checkpoint"
 FORMAT_VERSION = 2
+
+PARTS = "parts"
+"""The folder of files with parts, and what a state says of them."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -42,17 +48,106 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) ->
         save_file(stored, temporary, metadata=header)
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and the state of a checkpoint.
+def load(path: Path) -> tuple[Stored, dict[str, Any]]:
+    """The tensors (on the CPU) and the state of a checkpoint. Files of parts are read when something of them is.
 
     Raises:
-        GemkitError: The file is missing, is not a checkpoint, is of another format version, or is damaged.
+        GemkitError: The file is missing, is not a checkpoint, is of another format version, or is damaged; or a file
+            of its parts is missing.
+    """
+    tensors, state = load_file(path)
+    return Stored(path, tensors, state.get(PARTS, {})), state
+
+
+def load_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What one file holds, without its parts.
+
+    Raises:
+        GemkitError: As `load`.
     """
     with _opened(path) as (file, header, state):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     if _digest(header["state"], tensors) != header.get("sha256"):
         raise _unreadable(path, "its contents do not match its sha256")
     return tensors, state
+
+
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a checkpoint by name: whole, or block by block.
+
+    Args:
+        path: The checkpoint's file.
+        tensors: Those that it holds itself.
+        parts: What its state says of its other files: ``{"files": [name, ...], "tensors": {name: {"dtype", "shape",
+            "blocks": [[file, key, start, size], ...]}}}``.
+
+    Raises:
+        GemkitError: A file is missing.
+    """
+
+    def __init__(self, path: Path, tensors: dict[str, Tensor], parts: Mapping[str, Any]) -> None:
+        self.path, self._tensors = path, tensors
+        self.files: list[str] = list(parts.get("files", ()))
+        self._split: dict[str, Any] = dict(parts.get("tensors", {}))
+        self._open: dict[int, dict[str, Tensor]] = {}
+        for name in self.files:
+            if Path(name).name != name:
+                raise _unreadable(path, f"it names a part outside of its folder: {name!r}")
+            if not self._file(name).is_file():
+                raise _unreadable(path, f"its part {name} is missing")
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self.shape(name)
+        return self.block(name, (0,) * len(shape), shape)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._tensors
+        yield from self._split
+
+    def __len__(self) -> int:
+        return len(self._tensors) + len(self._split)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a whole tensor."""
+        return tuple(self._tensors[name].shape if name in self._tensors else self._split[name]["shape"])
+
+    def block(self, name: str, start: Sequence[int], size: Sequence[int]) -> Tensor:
+        """A block of a tensor. Blocks of one shape and other places, as they were saved, are put together.
+
+        Raises:
+            GemkitError: A part is damaged, or the parts do not cover the block.
+        """
+        if name in self._tensors:
+            return self._tensors[name][tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))]
+        known = self._split[name]
+        out = torch.empty(tuple(size), dtype=getattr(torch, known["dtype"]))
+        missing = out.numel()
+        for file, key, other, other_size in known["blocks"]:
+            common = overlap(start, size, other, other_size)
+            if common is not None:
+                here, there = common
+                out[here] = self._part(file)[key][there]
+                missing -= out[here].numel()
+        if missing:
+            raise _unreadable(self.path, f"its parts hold no whole {name}: {missing:,} of its numbers are missing")
+        return out
+
+    def verify(self, share: int = 0, shares: int = 1) -> None:
+        """Reads every `shares`-th file of parts.
+
+        Raises:
+            GemkitError: One is damaged.
+        """
+        for file in range(share, len(self.files), shares):
+            load_file(self._file(self.files[file]))
+
+    def _part(self, file: int) -> dict[str, Tensor]:
+        if file not in self._open:
+            self._open[file] = load_file(self._file(self.files[file]))[0]
+        return self._open[file]
+
+    def _file(self, name: str) -> Path:
+        return self.path.parent / PARTS / name
 
 
 class Summary(NamedTuple):
@@ -74,7 +169,10 @@ def summarise(path: Path) -> Summary:
     """
     with _opened(path) as (file, _, state):
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return Summary(state, {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()})
+        tensors = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+        for name, known in state.get(PARTS, {}).get("tensors", {}).items():
+            tensors[name] = (known["dtype"], tuple(known["shape"]))
+        return Summary(state, tensors)
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ def _checkpoint(file: Path, verify: bool) -> dict[str, Any]:
         counters = _mapping(summary.state.get("counters")) or summary.state
         row |= {"step": counters.get("step"), "epoch": counters.get("epoch"), "tensors": len(summary.tensors)}
         if verify:
-            checkpoint.load(file)
+            checkpoint.load(file)[0].verify()
             row["sound"] = True
     except GemkitError as error:
         row |= {"sound": False, "problem": error.what}

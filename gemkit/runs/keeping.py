@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from gemkit.errors import GemkitError
+from gemkit.interfaces import ParallelBackend
 from gemkit.runs import checkpoint
+from gemkit.runs.checkpoint import Stored
 from gemkit.runs.files import writing_failed
 
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -43,23 +45,34 @@ def older(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
-def load_last(folder: Path, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any], Path] | None:
+def load_last(
+    folder: Path, say: Callable[[str], None], backend: ParallelBackend | None = None
+) -> tuple[Stored, dict[str, Any], Path] | None:
     """The newest checkpoint that can be read, its state and its file; None if the run has not written any.
 
     Args:
         say: Prints a line about each one that is damaged.
+        backend: Of the processes that load it: each reads some of the parts, and all take the same checkpoint.
 
     Raises:
         GemkitError: All are damaged.
     """
     candidates = [path for path in (folder / LAST, *older(folder)) if path.exists()]
+    rank, world_size = (backend.rank, backend.world_size) if backend else (0, 1)
     first: GemkitError | None = None
     for path in candidates:
+        error = found = None
         try:
-            return *checkpoint.load(path), path
-        except GemkitError as error:
-            first = first or error
-            say(f"note: {error.what}; trying the one before")
+            found = checkpoint.load(path)
+            found[0].verify(rank, world_size)
+        except GemkitError as problem:
+            error = problem
+        if not (backend.agree(error is not None) if backend else error):
+            assert found is not None
+            return *found, path
+        error = error or GemkitError(f"{path.name} cannot be read by another process", where=str(path))
+        first = first or error
+        say(f"note: {error.what}; trying the one before")
     if first is not None:
         raise first
     return None

@@ -121,7 +121,7 @@ def tables_are_views(subject: Subject) -> None:
     ids = _ids()
     for key, rows in tables(ids).items():
         table = schema.feature_tables[key]
-        expected = bench.noise(f"written/{table}", *wanted[table])[ids[key]]
+        expected = bench.noise(f"written/{table}", *wanted[table])[ids[key]].to(weights[table].dtype)
         assert_close(rows.cpu(), expected, f"lookup of {key} after writing to tables()")
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
     torch.float64: (1e-9, 1e-10),
     torch.float32: (1e-4, 1e-5),
+    torch.float16: (2e-3, 5e-4),
     torch.bfloat16: (2e-2, 2e-2),
 }
 """Type -> (relative, absolute)."""

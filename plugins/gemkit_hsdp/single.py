@@ -16,6 +16,7 @@ from gemkit.data.schema import Schema
 from gemkit.errors import GemkitError
 from gemkit.interfaces import EmbeddingTables, ParallelBackend
 from gemkit_hsdp.activations import SavedInFp8
+from gemkit_hsdp.dense import adamw
 from gemkit_hsdp.tables import FusedTables, LocalTables, TorchTables
 
 
@@ -29,6 +30,16 @@ class SingleConfig(Config):
         "auto",
         "Tables: FBGEMM's fused ones, PyTorch's, or FBGEMM's if it is installed.",
         choices=("auto", "fbgemm", "torch"),
+    )
+    embedding_precision: str = option(
+        "fp32",
+        "What the rows of the tables are held in; what is looked up, gradients and the optimiser's state are fp32.",
+        choices=("fp32", "fp16"),
+    )
+    embedding_rounding: str = option(
+        "nearest",
+        "Of updated rows in fp16: to the nearest, or up or down by chance, right on average; FBGEMM on a CPU cannot.",
+        choices=("nearest", "stochastic"),
     )
     saved_activations: str = option(
         "exact",
@@ -44,6 +55,20 @@ class SingleConfig(Config):
                 where="parallel.saved_activations",
                 allowed="one of the two",
                 fix="parallel.saved_activations=exact, or train.checkpoint_activations=false",
+            )
+        if self.saved_activations == "fp8" and run.train.activation_budget < 1:
+            raise GemkitError(
+                f"parallel.saved_activations = fp8 beside train.activation_budget = {run.train.activation_budget}, "
+                "which reckons with activations as they are",
+                where="parallel.saved_activations",
+                allowed="one of the two",
+                fix="parallel.saved_activations=exact, or train.activation_budget=1",
+            )
+        if self.embedding_rounding == "stochastic" and self.embedding_precision == "fp32":
+            raise GemkitError(
+                "parallel.embedding_rounding = stochastic, and rows in fp32 are not rounded",
+                where="parallel.embedding_rounding",
+                fix="parallel.embedding_rounding=nearest, or parallel.embedding_precision=fp16",
             )
         if self.uses_fbgemm and run.size.dim % 4:
             raise GemkitError(
@@ -87,8 +112,10 @@ class SingleProcess(ParallelBackend):
     def build_embeddings(self, schema: Schema, dim: int, optimizer: OptimizerConfig, seed: int) -> EmbeddingTables:
         kind = self._tables_kind()
         rows = sum(t.num_embeddings for t in schema.tables)
-        check_fits(4 * rows * (dim + 1), "the embedding tables", {"size.dim": dim, "rows of the tables": rows})
-        tables = kind(schema, dim, optimizer.embedding_lr, optimizer.embedding_eps, seed)
+        dtype, stochastic = self._rows_kind(kind)
+        needed = rows * (dim * dtype.itemsize + 4)
+        check_fits(needed, "the embedding tables", {"size.dim": dim, "rows of the tables": rows})
+        tables = kind(schema, dim, optimizer.embedding_lr, optimizer.embedding_eps, seed, dtype, stochastic)
         return tables.to(self.fabric.device)
 
     def _tables_kind(self) -> type[LocalTables]:
@@ -100,23 +127,22 @@ class SingleProcess(ParallelBackend):
             )
         return FusedTables if self.config.uses_fbgemm else TorchTables
 
+    def _rows_kind(self, kind: type[LocalTables]) -> tuple[torch.dtype, bool]:
+        """Type of the tables' rows, and whether they are rounded by chance."""
+        stochastic = self.config.embedding_rounding == "stochastic"
+        if stochastic and kind is FusedTables and self.fabric.device.type == "cpu":
+            raise GemkitError(
+                "parallel.embedding_rounding = stochastic, and FBGEMM's tables on a CPU round to the nearest only",
+                where="parallel.embedding_rounding",
+                fix="parallel.embeddings=torch, or parallel.embedding_rounding=nearest",
+            )
+        return {"fp32": torch.float32, "fp16": torch.float16}[self.config.embedding_precision], stochastic
+
     def place(self, dense: nn.Module, optimizer: OptimizerConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
-        matrices = [p for p in dense.parameters() if p.ndim >= 2]
-        others = [p for p in dense.parameters() if p.ndim < 2]
-        groups = [
-            {"params": matrices, "weight_decay": optimizer.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        adamw = torch.optim.AdamW(
-            [g for g in groups if g["params"]],
-            lr=optimizer.lr,
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.eps,
-            fused=True,
-        )
+        placed = adamw(dense, optimizer)
         if self.config.saved_activations == "fp8":
             dense = SavedInFp8(dense, self.compiled)
-        model, placed = self.fabric.setup(dense, adamw)
+        model, placed = self.fabric.setup(dense, placed)
         return model, placed
 
     def clip(self, dense: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gemkit.data.schema import Schema
 from gemkit.interfaces import EmbeddingTables
-from gemkit.nn.init import named_seed
+from gemkit_hsdp.initial import fill_rows
 
 
 class LocalTables(EmbeddingTables):
@@ -23,25 +24,35 @@ class LocalTables(EmbeddingTables):
         dim: D, the same for every table.
         lr, eps: Of row-wise AdaGrad (Duchi et al. 2011 with one accumulator a row: the mean over the row of
             the squared gradient).
-        seed: Each table starts from (seed, its name), uniform within +-dim^-0.5 scaled by `init_scale`.
+        seed: Each table starts from (seed, its name): `fill_rows`.
+        dtype: Of the rows, float32 or float16; what is looked up and the optimiser's state are float32 in any case.
+        stochastic: Updated rows in float16 are rounded to one of their two neighbours by chance, so that they are
+            right on average, and not to the nearest.
     """
 
-    init_scale = 0.1
-
-    def __init__(self, schema: Schema, dim: int, lr: float, eps: float, seed: int) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        dim: int,
+        lr: float,
+        eps: float,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        stochastic: bool = False,
+    ) -> None:
         super().__init__()
         self.dim, self.lr, self.eps = dim, lr, eps
+        self.dtype, self.stochastic = dtype, stochastic
         self.names = [t.name for t in schema.tables]
         self.sizes = [t.num_embeddings for t in schema.tables]
         self.features_of = {
             name: [f for f, table in schema.feature_tables.items() if table == name] for name in self.names
         }
+        starts = torch.tensor([0, *self.sizes[:-1]]).cumsum(0)
+        self.register_buffer("starts", starts, persistent=False)
         self._allocate()
         for name, weights in self.tables().items():
-            generator = torch.Generator().manual_seed(named_seed(seed, f"table/{name}"))
-            bound = self.init_scale * dim**-0.5
-            weights.copy_(torch.empty(weights.shape).uniform_(-bound, bound, generator=generator))
-            weights[0] = 0.0  # "unknown": hardly trained, so its start is what it says
+            fill_rows(weights, name, seed, dim)
 
     def _allocate(self) -> None:
         raise NotImplementedError
@@ -57,15 +68,29 @@ class LocalTables(EmbeddingTables):
         rows = self._lookup(torch.cat([ids[key] for key in keys]), counts)
         return dict(zip(keys, rows.split([ids[key].shape[0] for key in keys]), strict=True))
 
+    def _rows(self, ids: Tensor, counts: Sequence[int]) -> Tensor:
+        """Where the rows lie among those of all tables. Shape: (n,) -> (n,)."""
+        counted = torch.tensor(counts, device=ids.device)
+        return ids + self.starts.repeat_interleave(counted, output_size=ids.shape[0])
+
+
+WHOLE_BYTES = 2**32
+"""Below this many, FBGEMM's pooled kernel of CPUs can be used: it counts the bytes before a row in 32 bits, and beyond
+them updates rows that nobody looked up (seen in fbgemm-gpu-cpu 1.8)."""
+
 
 class FusedTables(LocalTables):
-    """FBGEMM's table-batched embedding, unpooled: lookup, backward and update fused.
+    """FBGEMM's table-batched embedding: lookup, backward and update fused.
+
+    On a CPU all tables are one to FBGEMM, and each lookup is a bag of one row: its unpooled backward collects rows in
+    hash maps there, which takes several times as long. On a GPU, and where one table would be too large, lookups are
+    unpooled.
 
     Paper: FBGEMM GPU's TBE, EXACT_ROWWISE_ADAGRAD.
     """
 
     def _allocate(self) -> None:
-        from fbgemm_gpu.split_embedding_configs import EmbOptimType
+        from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
         from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
         from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
             ComputeDevice,
@@ -75,16 +100,24 @@ class FusedTables(LocalTables):
         cuda = torch.cuda.is_available()
         location = EmbeddingLocation.DEVICE if cuda else EmbeddingLocation.HOST
         device = ComputeDevice.CUDA if cuda else ComputeDevice.CPU
+        rows = sum(self.sizes)
+        self.whole = not cuda and rows * self.dim * self.dtype.itemsize < WHOLE_BYTES
         self.tbe: Any = SplitTableBatchedEmbeddingBagsCodegen(
-            [(size, self.dim, location, device) for size in self.sizes],
+            [(size, self.dim, location, device) for size in ([rows] if self.whole else self.sizes)],
             optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
             learning_rate=self.lr,
             eps=self.eps,
-            pooling_mode=PoolingMode.NONE,
+            pooling_mode=PoolingMode.SUM if self.whole else PoolingMode.NONE,
+            weights_precision=SparseType.FP16 if self.dtype == torch.float16 else SparseType.FP32,
+            output_dtype=SparseType.FP32,
+            stochastic_rounding=self.stochastic,
         )
 
     def _lookup(self, ids: Tensor, counts: Sequence[int]) -> Tensor:
-        offsets = torch.tensor([0, *counts], device=ids.device).cumsum(0)
+        if self.whole:
+            ids, offsets = self._rows(ids, counts), torch.arange(ids.shape[0] + 1)
+        else:
+            offsets = torch.tensor([0, *counts], device=ids.device).cumsum(0)
         rows: Tensor = self.tbe(ids, offsets)
         return rows
 
@@ -92,10 +125,13 @@ class FusedTables(LocalTables):
         self.tbe.set_learning_rate(lr)
 
     def tables(self) -> dict[str, Tensor]:
-        return dict(zip(self.names, (w.detach() for w in self.tbe.split_embedding_weights()), strict=True))
+        return self._by_name([weights.detach() for weights in self.tbe.split_embedding_weights()])
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        return {name: state[0] for name, state in zip(self.names, self.tbe.split_optimizer_states(), strict=True)}
+        return self._by_name([state[0] for state in self.tbe.split_optimizer_states()])
+
+    def _by_name(self, held: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self.names, held[0].split(self.sizes) if self.whole else held, strict=True))
 
 
 class TorchTables(LocalTables):
@@ -103,10 +139,8 @@ class TorchTables(LocalTables):
 
     def _allocate(self) -> None:
         total = sum(self.sizes)
-        self.register_buffer("weights", torch.zeros(total, self.dim))
+        self.register_buffer("weights", torch.zeros(total, self.dim, dtype=self.dtype))
         self.register_buffer("squares", torch.zeros(total))
-        starts = torch.tensor([0, *self.sizes[:-1]]).cumsum(0)
-        self.register_buffer("starts", starts, persistent=False)
         # Autograd only runs a node's backward if one of its inputs wants a gradient.
         self.anchor = nn.Parameter(torch.zeros(()))
 
@@ -114,8 +148,8 @@ class TorchTables(LocalTables):
         nn.init.zeros_(self.anchor)
 
     def _lookup(self, ids: Tensor, counts: Sequence[int]) -> Tensor:
-        starts = self.starts.repeat_interleave(torch.tensor(counts, device=ids.device), output_size=ids.shape[0])
-        rows: Tensor = _RowwiseAdagradLookup.apply(self.anchor, self.weights, self.squares, ids + starts, self)
+        places = self._rows(ids, counts)
+        rows: Tensor = _RowwiseAdagradLookup.apply(self.anchor, self.weights, self.squares, places, self)
         return rows
 
     def set_lr(self, lr: float) -> None:
@@ -136,14 +170,43 @@ class _RowwiseAdagradLookup(torch.autograd.Function):
         ctx: Any, anchor: Tensor, weights: Tensor, squares: Tensor, rows: Tensor, tables: TorchTables
     ) -> Tensor:
         ctx.weights, ctx.squares, ctx.rows, ctx.tables = weights, squares, rows, tables
-        return weights.index_select(0, rows)
+        return F.embedding(rows, weights).float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        unique, inverse = torch.unique(ctx.rows, return_inverse=True)
-        gradient = gradients[0].new_zeros(unique.shape[0], gradients[0].shape[1]).index_add(0, inverse, gradients[0])
-        squares = ctx.squares[unique] + gradient.square().mean(1)
-        ctx.squares[unique] = squares
-        step = ctx.tables.lr / (squares.sqrt() + ctx.tables.eps)
-        ctx.weights.index_add_(0, unique, gradient * -step.unsqueeze(1))
+        # Stable, so that each sum has its order. A bag holds a row's places: sums without copies of what they add up.
+        in_order, places = ctx.rows.sort(stable=True)
+        unique, counts = torch.unique_consecutive(in_order, return_counts=True)
+        gradient = F.embedding_bag(places, gradients[0], counts.cumsum(0) - counts, mode="sum")
+        squares = torch.linalg.vector_norm(gradient, dim=1).square() / gradient.shape[1]
+        squares += ctx.squares.index_select(0, unique)
+        ctx.squares.index_copy_(0, unique, squares)
+        gradient *= (-ctx.tables.lr / (squares.sqrt() + ctx.tables.eps)).unsqueeze(1)
+        if ctx.weights.dtype == torch.float32:
+            ctx.weights.index_add_(0, unique, gradient)
+        else:
+            values = gradient.add_(ctx.weights.index_select(0, unique))
+            rounded = stochastic_half(values) if ctx.tables.stochastic else values.half()
+            ctx.weights.index_copy_(0, unique, rounded)
         return None, None, None, None, None
+
+
+SMALLEST_EXPONENT = -13
+"""Of `torch.frexp`, for float16's smallest normal number; below it the steps between numbers stay as they are."""
+FRACTION_BITS = 11
+"""Of float16, the leading one among them."""
+
+
+def stochastic_half(values: Tensor) -> Tensor:
+    """Each number as one of its two neighbours in float16, with odds that make it right on average.
+
+    What float16 can hold stays as it is. Chance comes from PyTorch's global random stream, which checkpoints hold.
+
+    Shape: any float32 -> the same.
+    """
+    step = torch.ldexp(
+        torch.ones_like(values), torch.frexp(values).exponent.clamp(min=SMALLEST_EXPONENT) - FRACTION_BITS
+    )
+    below = (values / step).floor_()
+    up = torch.rand_like(values) < values / step - below
+    return ((below + up) * step).half()

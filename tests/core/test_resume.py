@@ -37,7 +37,10 @@ OVERRIDES = (
     *("train.epochs=2", "train.max_steps=13", "train.log_every=3", "train.eval_every=5", "train.checkpoint_every=4"),
     *("tokenizer.dropout=0.1", "optimizer.weight_decay=0.01", "train.patience=3", "train.accumulate=2"),
 )
-TIMES = {"examples_per_s", "wall_s", "data_wait", "train_s", "wait_s", "matmul_peak_flops_per_s", "mfu"}
+TIMES = {
+    *("examples_per_s", "wall_s", "data_wait", "train_s", "wait_s", "matmul_peak_flops_per_s", "mfu"),
+    *("start_s", "effective_time", "checkpoint_wait_s", "checkpoints", "busy_s"),
+}
 
 
 @pytest.fixture(scope="module")

@@ -27,5 +27,6 @@ class BinaryHead(Head):
         """Shape: (B, P) -> ()."""
         counts = batch.masks * batch.weights.unsqueeze(-1)
         losses = F.binary_cross_entropy_with_logits(logits.float(), batch.labels, reduction="none")
-        means = (losses * counts).sum(0) / counts.sum(0).clamp(min=1e-12)
+        totals = counts.sum(0) if batch.totals is None else batch.totals
+        means = (losses * counts).sum(0) / totals.clamp(min=1e-12)
         return (means * self.task_weights).sum()

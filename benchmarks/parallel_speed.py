@@ -1,0 +1,116 @@
+"""What several processes cost beside one: the same global batches on one machine.
+
+    python benchmarks/parallel_speed.py [--repeats 3] [--steps 40]
+
+Runs of `gemkit train` on a synthetic ads world, each a process (or several, under torchrun) of its own with one thread
+each, all layouts in turn, `--repeats` times. Of each the median over its rows of examples/s and the processor time a
+step (all processes together), and for checkpoints written at once and in the background the seconds that training
+waited for one. On a machine with fewer cores than processes the rate says little; the processor time beside `single`
+is what a layout costs. The result goes to benchmarks/results/parallel_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gemkit.runs.folder import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "parallel_speed.json"
+RUN = (
+    *(
+        "experiment=adsworld_silent",
+        "data.num_users=4000",
+        "train.batch_size=1024",
+        "train.log_every=5",
+        "loader.workers=0",
+    ),
+    *("train.num_threads=1", "optimizer.warmup_steps=5", "train.eval_every=1000"),
+)
+HSDP = ("parallel=hsdp", "parallel.sharding=row_wise", "parallel.replicate_below=1000")
+LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "single": (1, ("parallel=single",)),
+    "hsdp, 1 process": (1, HSDP),
+    "hsdp, 2 processes": (2, HSDP),
+    "hsdp, 4 processes (2 x 2)": (4, (*HSDP, "parallel.dp_shard=2")),
+    "hsdp, 4 processes (2 x 2), ids prefetched": (4, (*HSDP, "parallel.dp_shard=2", "parallel.prefetch_ids=true")),
+    "ddp, 2 processes": (2, ("parallel=ddp",)),
+    "ddp, 4 processes": (4, ("parallel=ddp",)),
+}
+SAVING = {
+    "at once": (*HSDP, "parallel.dp_shard=2", "train.checkpoint_every=5"),
+    "in the background": (*HSDP, "parallel.dp_shard=2", "train.checkpoint_every=5", "train.async_checkpoints=true"),
+}
+
+
+def train(processes: int, overrides: tuple[str, ...], steps: int, data: Path) -> RunFolder:
+    """One run, in a folder that goes when the caller's does."""
+    runs = Path(tempfile.mkdtemp(dir=data))
+    command = [sys.executable, "-m", "gemkit.cli.main"]
+    if processes > 1:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [*torchrun, "-m", "gemkit.cli.main"]
+    words = [*RUN, *overrides, f"train.max_steps={steps}", "parallel.accelerator=cpu"]
+    words += [f"data.root={data / 'datasets'}", f"runs={runs}"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([*command, "train", *words], env=variables, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(overrides)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return RunFolder.open(next(p for p in runs.iterdir() if p.is_dir()))
+
+
+def measured(folder: RunFolder, rows: int) -> dict[str, float]:
+    """The median rate over the rows but the first `rows`, in which things are made once; processor time a step."""
+    found = [row for row in folder.rows() if row["split"] == "train"][rows:]
+    return {
+        "examples_per_s": statistics.median(row["examples_per_s"] for row in found),
+        "busy_s": folder.metrics()["train"]["busy_s"],
+        "loss": found[-1]["loss"],
+    }
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
+    options = parser.parse_args()
+    layouts: dict[str, list[dict[str, float]]] = {name: [] for name in LAYOUTS}
+    saving: dict[str, list[float]] = {name: [] for name in SAVING}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        for repeat in range(options.repeats):
+            for name, (processes, overrides) in LAYOUTS.items():
+                layouts[name].append(measured(train(processes, overrides, options.steps, data), 2))
+                print(repeat, name, layouts[name][-1], flush=True)
+            for name, overrides in SAVING.items():
+                facts = train(4, overrides, options.steps, data).metrics()["train"]
+                saving[name].append(facts["checkpoint_wait_s"] / facts["checkpoints"])
+                print(repeat, name, saving[name][-1], flush=True)
+    alone = layouts["single"]
+    result: dict[str, Any] = {"command": f"python benchmarks/parallel_speed.py --repeats {options.repeats}"}
+    result |= {"cores": os.cpu_count(), "run": list(RUN), "layouts": {}}
+    for name, found in layouts.items():
+        pairs = list(zip(found, alone, strict=True))
+        result["layouts"][name] = {
+            "processes": LAYOUTS[name][0],
+            "examples_per_s": statistics.median(f["examples_per_s"] for f in found),
+            "busy_s": statistics.median(f["busy_s"] for f in found),
+            "rate_of_single": statistics.median(f["examples_per_s"] / a["examples_per_s"] for f, a in pairs),
+            "busy_of_single": statistics.median(f["busy_s"] / a["busy_s"] for f, a in pairs),
+            "loss": found[-1]["loss"],
+        }
+    result["checkpoint_wait_s"] = {name: statistics.median(found) for name, found in saving.items()}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

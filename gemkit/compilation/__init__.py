@@ -1,0 +1,1 @@
+"""Compiling blocks, and keeping what was compiled for later runs."""

@@ -1,0 +1,99 @@
+"""What a plan assumes: each a field with its default, and an option of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gemkit.config.fields import Config, option
+from gemkit.errors import GemkitError
+from gemkit.plan.gpus import Gpu
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Of a number."""
+
+LARGEST_GROUP = 256
+"""GPUs over which tables are sharded unless told otherwise: TorchRec's planner takes minutes for more."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assumptions(Config):
+    """How the cluster computes and communicates. Where the default is null, the GPU's facts or the run decide."""
+
+    local_batch: int | None = option(
+        None, "Examples of each GPU at a time; null: train.batch_size / GPUs / train.accumulate.", ge=1
+    )
+    local_mfu: float = option(0.35, "Share of the peak that forward and backward of the dense part reach.", gt=0, le=1)
+    overlap: float = option(
+        1.0, "Share of the dense collectives and of table synchronisation that computing can hide.", ge=0, le=1
+    )
+    sparse_prefetch: str = option(
+        "ids",
+        "What of the embedding all-to-all computing can hide: nothing; the ids, sent a batch ahead; or the vectors "
+        "and their gradients too, which are then one step stale.",
+        choices=("none", "ids", "vectors"),
+    )
+    units_ahead: int = option(1, "Blocks whose parameters are gathered before they are needed.", ge=0, le=16)
+    reserve: float = option(
+        0.1, "Share of the memory that is left to CUDA, NCCL and fragmentation of the allocator.", ge=0, lt=1
+    )
+    dp_shard: int | None = option(
+        None, "GPUs over which the dense part is sharded; null: those of a node. The rest are replicas.", ge=1
+    )
+    table_group: int | None = option(
+        None,
+        f"GPUs over which the tables are sharded; null: all, in groups of {LARGEST_GROUP} if there are more. "
+        "Groups are replicas.",
+        ge=1,
+    )
+    sync_every: int = option(10, "Steps between averages of the tables of all groups.", ge=1)
+    table_dtype: str = option("fp32", "Numbers of the embedding tables.", choices=("fp32", "fp16"))
+    exchange_dtype: str = option(
+        "fp32", "Numbers of embedding vectors and gradients on the network.", choices=("fp32", "bf16", "fp16")
+    )
+    gather_dtype: str = option(
+        "fp32",
+        "Numbers in which dense parameters are gathered; with fp32 in a bf16 run autocast keeps copies of all weights "
+        "until backward, as with parallel=hsdp.",
+        choices=("fp32", "bf16"),
+    )
+    gradient_dtype: str = option("fp32", "Numbers in which dense gradients are reduced.", choices=("fp32", "bf16"))
+    peak_tflop_per_s: float | None = option(None, "Matrix-product peak of a GPU.", gt=0)
+    memory_gb: float | None = option(None, "Memory of a GPU, in 10^9 bytes.", gt=0)
+    memory_gb_per_s: float | None = option(None, "Bandwidth of a GPU's memory.", gt=0)
+    gpus_per_node: int | None = option(None, "GPUs that are connected directly.", ge=1)
+    intra_gb_per_s: float | None = option(None, "A GPU to others of its node, in one direction.", gt=0)
+    inter_gb_per_s: float | None = option(None, "A GPU to other nodes, in one direction.", gt=0)
+
+    def on(self, gpu: Gpu, precision: str) -> Gpu:
+        """The GPU with what is assumed otherwise.
+
+        Raises:
+            GemkitError: A bandwidth is neither known nor said.
+        """
+        giga = {
+            "memory_bytes": self.memory_gb,
+            "memory_bytes_per_s": self.memory_gb_per_s,
+            "intra_bytes_per_s": self.intra_gb_per_s,
+            "inter_bytes_per_s": self.inter_gb_per_s,
+        }
+        changes: dict[str, float] = {name: 1e9 * value for name, value in giga.items() if value is not None}
+        peaks = {"flop_per_s": {precision: 1e12 * self.peak_tflop_per_s}} if self.peak_tflop_per_s else {}
+        gpu = dataclasses.replace(gpu, per_node=self.gpus_per_node or gpu.per_node, **changes, **peaks)  # type: ignore[arg-type]
+        for name, flag in (("memory_bytes_per_s", "--memory-gb-per-s"), ("intra_bytes_per_s", "--intra-gb-per-s")):
+            if not getattr(gpu, name):
+                raise GemkitError(f"nobody prints {name} of gpu={gpu.name}", where=flag, allowed="gigabytes a second")
+        return gpu if gpu.inter_bytes_per_s else dataclasses.replace(gpu, inter_bytes_per_s=gpu.intra_bytes_per_s)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hypothetical(Config):
+    """Embedding tables in place of a data set's."""
+
+    embedding_params: float | None = option(
+        None, "Parameters of all embedding tables together; null: the tables of the run's data set.", ge=1, le=1e16
+    )
+    embedding_tables: int = option(100, "Tables, each read by one feature of one id.", ge=1, le=100_000)
+    embedding_skew: float = option(
+        1.0, "S: the i-th largest table has a share of the rows in proportion to i^-S; 0: all are equal.", ge=0, le=4
+    )
+    event_fields: int = option(2, "Ids of each event, in the largest tables, if the run reads histories.", ge=1)

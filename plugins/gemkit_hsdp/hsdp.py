@@ -1,0 +1,151 @@
+"""The dense part sharded inside groups of processes and replicated over them, embedding tables spread over all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gemkit.component import component
+from gemkit.config.fields import option
+from gemkit.config.run import OptimizerConfig, RunConfig
+from gemkit.data.schema import Schema
+from gemkit.errors import GemkitError
+from gemkit.interfaces import EmbeddingTables
+from gemkit_hsdp.dense import adamw
+from gemkit_hsdp.planning import SHARDINGS, TableSharding, check_tables
+from gemkit_hsdp.processes import Processes, ProcessesConfig
+from gemkit_hsdp.sharded import ShardedTables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HsdpConfig(ProcessesConfig):
+    """Options of hybrid-sharded data parallelism with sharded tables."""
+
+    name: str = "hsdp"
+    dp_shard: int | None = option(
+        None, "Processes over which the dense part is sharded; null: those of one machine.", ge=1
+    )
+    sharding: str = option(
+        "auto",
+        "How tables are spread that `tables` does not name; auto: as TorchRec's planner says.",
+        choices=SHARDINGS,
+    )
+    tables: tuple[TableSharding, ...] = option((), "How single tables are spread.")
+    replicate_below: int = option(
+        1000, "Tables of fewer rows are held by every process (data_parallel), with sharding=auto.", ge=0
+    )
+    prefetch_ids: bool = option(
+        False, "Send the next batch's ids to the processes that hold their rows while this one is computed."
+    )
+    sparse_groups: int = option(
+        1, "Groups of processes that hold all tables once each (2-D sparse parallelism), averaged now and then.", ge=1
+    )
+    sparse_average_every: int = option(10, "Optimiser steps between averages over the groups.", ge=1)
+
+    def check_run(self, run: RunConfig) -> None:
+        if run.size.dim % 4:
+            raise GemkitError(
+                f"size.dim = {run.size.dim}, and FBGEMM's tables have rows of whole fours",
+                where="size.dim",
+                allowed="a multiple of 4",
+                fix="change it, or parallel=ddp",
+            )
+
+
+@component("parallel", HsdpConfig)
+class HybridSharded(Processes):
+    """FSDP2 on a mesh `dp_replicate` x `dp_shard` for the dense part, TorchRec for the tables.
+
+    Paper: PyTorch FSDP (arXiv 2304.11277), its hybrid sharding; 2-D sparse parallelism (arXiv 2508.03854).
+    Differs: With `sparse_groups`, TorchRec's `DMPCollection`, which refuses CPUs, is replaced by one
+        `DistributedModelParallel` in each group and the same averages over groups, on GPUs and CPUs alike; AdaGrad is
+        not scaled by the number of groups, as that paper proposes.
+    """
+
+    def __init__(self, config: HsdpConfig) -> None:
+        self.config: HsdpConfig = config
+
+    def strategy(self, **options: Any) -> Any:
+        from gemkit_hsdp.strategy import sharded_strategy
+
+        return sharded_strategy(**options)
+
+    def launch(self, run: RunConfig) -> None:
+        for package in ("torchrec", "fbgemm_gpu"):
+            if importlib.util.find_spec(package) is None:
+                raise GemkitError(
+                    f"parallel=hsdp needs {package}, which is not installed",
+                    where="parallel",
+                    fix="see `gemkit doctor`, which prints the commands; or parallel=ddp",
+                )
+        super().launch(run)
+        self.precision = run.train.precision
+        from torch.distributed.device_mesh import init_device_mesh
+
+        world, config = self.world_size, self.config
+        shard = config.dp_shard or world // (config.num_nodes or self._nodes())
+        for name, parts in (("dp_shard", shard), ("sparse_groups", config.sparse_groups)):
+            if world % parts:
+                raise GemkitError(
+                    f"parallel.{name} = {parts} does not divide {world} processes",
+                    where=f"parallel.{name}",
+                    allowed=", ".join(str(n) for n in range(1, world + 1) if world % n == 0),
+                )
+        device = self.fabric.device.type
+        self.mesh = init_device_mesh(device, (world // shard, shard), mesh_dim_names=("dp_replicate", "dp_shard"))
+        self._tables_mesh = None
+        if config.sparse_groups > 1:
+            sizes = (config.sparse_groups, world // config.sparse_groups)
+            self._tables_mesh = init_device_mesh(device, sizes, mesh_dim_names=("replicas", "group"))
+
+    def build_embeddings(self, schema: Schema, dim: int, optimizer: OptimizerConfig, seed: int) -> EmbeddingTables:
+        mesh, config = self._tables_mesh, self.config
+        return ShardedTables(
+            schema,
+            dim,
+            optimizer.embedding_lr,
+            optimizer.embedding_eps,
+            seed,
+            self.fabric.device,
+            check_tables(config.tables, schema),
+            config.sharding,
+            config.replicate_below,
+            config.prefetch_ids,
+            dist.group.WORLD if mesh is None else mesh.get_group("group"),
+            None if mesh is None else mesh.get_group("replicas"),
+        )
+
+    def place(self, dense: nn.Module, optimizer: OptimizerConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        policy = MixedPrecisionPolicy()
+        if self.precision == "bf16":
+            # Gathered in bf16. Inputs stay: the ages of events do not fit into bf16.
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        for block in getattr(dense, "blocks", ()):
+            fully_shard(block, mesh=self.mesh, mp_policy=policy)
+        fully_shard(dense, mesh=self.mesh, mp_policy=policy)
+        model, placed = self.fabric.setup(dense, adamw(dense, optimizer), move_to_device=False)
+        return model, placed
+
+    def clip(self, dense: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+        norm = nn.utils.clip_grad_norm_(dense.parameters(), max_norm)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def accumulating(self, dense: nn.Module, more: bool) -> contextlib.AbstractContextManager[None]:
+        dense.module.set_requires_gradient_sync(not more)
+        return contextlib.nullcontext()
+
+    def after_step(self, step: int, embeddings: EmbeddingTables) -> None:
+        if self.config.sparse_groups > 1 and step % self.config.sparse_average_every == 0:
+            assert isinstance(embeddings, ShardedTables)
+            embeddings.average_replicas()
+
+    def _nodes(self) -> int:
+        return self._size(self.fabric.device.type == "cuda")[1]

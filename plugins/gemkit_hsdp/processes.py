@@ -1,0 +1,151 @@
+"""What backends of several processes share: how they start, and how they speak to each other."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gemkit.config.fields import Config, option
+from gemkit.config.run import RunConfig
+from gemkit.errors import GemkitError
+from gemkit.interfaces import ParallelBackend
+from gemkit_hsdp.meeting import join
+
+if TYPE_CHECKING:
+    from lightning.fabric.strategies import DDPStrategy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessesConfig(Config):
+    """How many processes, where, and by what they speak to each other."""
+
+    name: str = "processes"
+    accelerator: str = option("auto", "Device.", choices=("auto", "cpu", "cuda"))
+    devices: int | None = option(
+        None, "Processes on each machine; null: as many as torchrun or SLURM started, else one for each GPU.", ge=1
+    )
+    num_nodes: int | None = option(None, "Machines; null: as many as torchrun or SLURM says, else 1.", ge=1)
+    process_group: str = option(
+        "auto", "What collectives run on; auto: nccl on GPUs, gloo on CPUs.", choices=("auto", "nccl", "gloo")
+    )
+    timeout_s: int = option(1800, "Seconds after which a process that waits for the others gives up.", ge=1)
+
+
+class Processes(ParallelBackend):
+    """Starts the processes through Fabric, and lets them agree. Under torchrun or SLURM they are there already."""
+
+    config: ProcessesConfig
+
+    def strategy(self, **options: Any) -> DDPStrategy:
+        """The Fabric strategy that this backend runs in."""
+        raise NotImplementedError
+
+    def launch(self, run: RunConfig) -> None:
+        from lightning.fabric import Fabric
+
+        config = self.config
+        if config.accelerator == "cuda" and not torch.cuda.is_available():
+            raise GemkitError(
+                "parallel.accelerator = cuda, and PyTorch sees no CUDA device",
+                where="parallel.accelerator",
+                fix="parallel.accelerator=cpu, or see `gemkit doctor`",
+            )
+        cuda = config.accelerator != "cpu" and torch.cuda.is_available()
+        devices, nodes = self._size(cuda)
+        backend = config.process_group if config.process_group != "auto" else "nccl" if cuda else "gloo"
+        if backend == "nccl" and not cuda:
+            raise GemkitError(
+                "parallel.process_group = nccl, and this runs on CPUs",
+                where="parallel.process_group",
+                allowed="gloo, auto",
+            )
+        timeout = datetime.timedelta(seconds=config.timeout_s)
+        precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[run.train.precision]
+        if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
+            join(backend, timeout)
+        self.fabric = Fabric(
+            accelerator="cuda" if cuda else "cpu",
+            devices=devices,
+            num_nodes=nodes,
+            strategy=self.strategy(process_group_backend=backend, timeout=timeout),
+            precision=precision,  # type: ignore[arg-type]
+        )
+        self.fabric.launch()
+        # What the host wants to know must not wait for the device.
+        self._host = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+
+    def _size(self, cuda: bool) -> tuple[int, int]:
+        """Processes a machine, and machines."""
+        started = os.environ.get("LOCAL_WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
+        if started is None:
+            started = os.environ.get("SLURM_NTASKS_PER_NODE")
+            nodes = int(os.environ.get("SLURM_NNODES", "1")) if started else 1
+        else:
+            nodes = int(os.environ["WORLD_SIZE"]) // int(started)
+        here = int(started) if started else torch.cuda.device_count() if cuda else 1
+        for what, wanted, found in (
+            ("devices", self.config.devices, here),
+            ("num_nodes", self.config.num_nodes, nodes),
+        ):
+            if started and wanted not in (None, found):
+                raise GemkitError(
+                    f"parallel.{what} = {wanted}, and {found} were started",
+                    where=f"parallel.{what}",
+                    fix=f"leave it out (parallel.{what}=null), or start as many",
+                )
+        return self.config.devices or here, self.config.num_nodes or nodes
+
+    def all_gather(self, values: Tensor) -> Tensor:
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    def broadcast(self, value: Any) -> Any:
+        held = [value]
+        dist.broadcast_object_list(held, src=0, group=self._host)
+        return held[0]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        found: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, found, dst=0, group=self._host)
+        return found or []
+
+    def agree(self, flag: bool) -> bool:
+        found = torch.tensor(float(flag))
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._host)
+        return bool(found)
+
+    def mean(self, values: Tensor) -> Tensor:
+        values = values.detach().clone()
+        dist.all_reduce(values)
+        return values / self.world_size
+
+    def accumulating(self, dense: nn.Module, more: bool) -> contextlib.AbstractContextManager[None]:
+        return self.fabric.no_backward_sync(dense, enabled=more)  # type: ignore[arg-type, return-value]
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
+
+    def alone(self) -> ParallelBackend:
+        from gemkit_hsdp.single import SingleConfig, SingleProcess
+
+        return SingleProcess(SingleConfig(accelerator=self.config.accelerator))
+
+    @property
+    def rank(self) -> int:
+        return self.fabric.global_rank
+
+    @property
+    def world_size(self) -> int:
+        return self.fabric.world_size

@@ -1,0 +1,57 @@
+"""Embedding tables that every process holds whole, and updates alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gemkit.pieces import Pieces, pieces_of
+from gemkit_hsdp.tables import TorchTables, _RowwiseAdagradLookup
+
+
+class ReplicatedTables(TorchTables):
+    """Row-wise AdaGrad on the rows of all processes: each sends its ids and gradients to all others.
+
+    For small tables: what is sent grows with the batch, and every process does the whole update. A process's gradient
+    counts as its share of the mean over processes, as that of the dense part does.
+    """
+
+    def _lookup(self, ids: Tensor, counts: Sequence[int]) -> Tensor:
+        rows: Tensor = _Lookup.apply(self.anchor, self.weights, self.squares, self._rows(ids, counts), self)
+        return rows
+
+    def weight_pieces(self) -> dict[str, Pieces]:
+        return {name: pieces_of(w, dist.get_rank() == 0) for name, w in self.tables().items()}
+
+    def state_pieces(self) -> dict[str, Pieces]:
+        return {name: pieces_of(s, dist.get_rank() == 0) for name, s in self.optimizer_state().items()}
+
+
+class _Lookup(_RowwiseAdagradLookup):
+    """The lookup of one process, whose backward pass sees the rows and gradients of all."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        world = dist.get_world_size()
+        lengths = torch.zeros(world, dtype=torch.int64, device=ctx.rows.device)
+        lengths[dist.get_rank()] = len(ctx.rows)
+        dist.all_reduce(lengths)
+        longest = int(lengths.max())
+        every = lengths.tolist()
+        ctx.rows = torch.cat(_gathered(ctx.rows, every, longest))
+        gradient = torch.cat(_gathered(gradients[0] / world, every, longest))
+        found: tuple[Tensor | None, ...] = _RowwiseAdagradLookup.backward(ctx, gradient)
+        return found
+
+
+def _gathered(own: Tensor, lengths: list[int], longest: int) -> list[Tensor]:
+    """Every process's rows, in order of rank."""
+    padded = own.new_zeros(longest, *own.shape[1:])
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return [part[:n] for part, n in zip(parts, lengths, strict=True)]

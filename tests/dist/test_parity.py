@@ -1,0 +1,88 @@
+"""The same global batches in one process, in four of DDP, and in 2 x 2 of HSDP with sharded tables: the same losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch import losses, only_run, train_in
+
+from gemkit.registry import load_registry
+from gemkit.testing.runs import silent, tiny_run
+from gemkit.train import train
+
+pytestmark = pytest.mark.xdist_group("processes")
+"""One after the other: four processes are enough for a machine."""
+
+STEPS, FIRST = 50, 20
+RTOL_FIRST, RTOL = 2e-5, 5e-4
+"""Of a loss in fp32, in the first steps and in all: sums are taken in another order, and training adds that up."""
+
+STEPS_OVERRIDES = [f"train.max_steps={STEPS}", "train.epochs=10", "optimizer.lr=2e-3"]
+BF16 = ["train.max_steps=3", "train.precision=bf16"]
+ACCUMULATED = ["train.max_steps=6", "train.accumulate=2", "train.epochs=10"]
+LAYOUTS: dict[str, list[str]] = {
+    "ddp": ["parallel=ddp"],
+    "hsdp": ["parallel=hsdp", "parallel.dp_shard=2", "parallel.replicate_below=10", "parallel.sharding=row_wise"],
+    "hsdp of whole tables prefetched": [
+        "parallel=hsdp",
+        "parallel.dp_shard=4",
+        "parallel.sharding=table_wise",
+        "parallel.prefetch_ids=true",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with one run each: those of one process here, those of four in one start of four processes."""
+    folder = tmp_path_factory.mktemp("parity")
+    data = folder / "data"
+    found: dict[str, Path] = {}
+    jobs: list[dict[str, Any]] = []
+    for kind, overrides in (("", STEPS_OVERRIDES), (" accumulated", ACCUMULATED), (" bf16", BF16)):
+        found[f"single{kind}"] = folder / f"single{kind}"
+        run = tiny_run(data, *overrides, f"runs={found[f'single{kind}']}")
+        train(run, load_registry(), progress=silent())
+        for layout, own in LAYOUTS.items():
+            if (kind and layout.startswith("hsdp of")) or (kind == " bf16" and layout == "ddp"):
+                continue
+            found[layout + kind] = folder / (layout + kind)
+            jobs.append({"data": str(data), "runs": str(found[layout + kind]), "overrides": [*overrides, *own]})
+    train_in(4, folder, jobs)
+    return found
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "ddp accumulated", "hsdp accumulated"])
+def test_losses_and_metrics_are_those_of_one_process(runs: dict[str, Path], layout: str) -> None:
+    kind = " accumulated" if "accumulated" in layout else ""
+    one, several = only_run(runs[f"single{kind}"]), only_run(runs[layout])
+    expected = losses(one)
+    assert len(expected) == (6 if kind else STEPS)
+    assert losses(several)[:FIRST] == pytest.approx(expected[:FIRST], rel=RTOL_FIRST)
+    assert losses(several) == pytest.approx(expected, rel=RTOL)
+    for task, metrics in one.metrics()["test"].items():
+        found = several.metrics()["test"][task]
+        assert found["examples"] == metrics["examples"]
+        for name in ("auc", "logloss", "ne", "calibration"):
+            assert found[name] == pytest.approx(metrics[name], rel=RTOL), (task, name)
+
+
+def test_every_process_is_told_of(runs: dict[str, Path]) -> None:
+    (row, *_) = (r for r in only_run(runs["hsdp"]).rows() if r["split"] == "train")
+    assert len(row["rank_events"]) == len(row["rank_busy_s"]) == 4 and min(row["rank_events"]) > 0
+    assert 0 < row["balance"] <= 1
+    (alone, *_) = (r for r in only_run(runs["single"]).rows() if r["split"] == "train")
+    assert "balance" not in alone
+
+
+def test_the_first_process_alone_leaves_a_folder(runs: dict[str, Path]) -> None:
+    folder = only_run(runs["hsdp"])
+    assert {p.name for p in folder.path.iterdir()} >= {"config.yaml", "metrics.json", "log.txt", "curves.png"}
+    assert folder.metrics()["train"]["params"] == only_run(runs["single"]).metrics()["train"]["params"]
+
+
+def test_bf16_is_near_that_of_one_process(runs: dict[str, Path]) -> None:
+    one, several = losses(only_run(runs["single bf16"])), losses(only_run(runs["hsdp bf16"]))
+    assert several == pytest.approx(one, rel=5e-3) and several != one
