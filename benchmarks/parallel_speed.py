@@ -1,6 +1,6 @@
 """What several processes cost beside one: the same global batches on one machine.
 
-    python benchmarks/parallel_speed.py [--repeats 3] [--steps 40]
+    python benchmarks/parallel_speed.py [--repeats 3] [--steps 24]
 
 Runs of `gemkit train` on a synthetic ads world, each a process (or several, under torchrun) of its own with one thread
 each, all layouts in turn, `--repeats` times. Of each the median over its rows of examples/s and the processor time a
@@ -26,14 +26,9 @@ from gemkit.runs.folder import RunFolder
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "parallel_speed.json"
 RUN = (
-    *(
-        "experiment=adsworld_silent",
-        "data.num_users=4000",
-        "train.batch_size=1024",
-        "train.log_every=5",
-        "loader.workers=0",
-    ),
-    *("train.num_threads=1", "optimizer.warmup_steps=5", "train.eval_every=1000"),
+    *("experiment=adsworld_silent", "data.num_users=2000", "train.batch_size=512", "train.log_every=4"),
+    *("loader.workers=0", "train.num_threads=1", "optimizer.warmup_steps=5", "train.eval_every=1000"),
+    *("size.dim=16", "data.max_history=32", "train.eval_batch_size=512"),
 )
 HSDP = ("parallel=hsdp", "parallel.sharding=row_wise", "parallel.replicate_below=1000")
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -81,7 +76,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=24)
     options = parser.parse_args()
     layouts: dict[str, list[dict[str, float]]] = {name: [] for name in LAYOUTS}
     saving: dict[str, list[float]] = {name: [] for name in SAVING}

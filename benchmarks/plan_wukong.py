@@ -13,7 +13,7 @@ from pathlib import Path
 from gemkit.cli.main import main as gemkit
 
 RESULTS = Path(__file__).resolve().parent / "results"
-RUNS = {"1": (1, ""), "4": (4, ""), "7": (7, ""), "7, bf16 over 16": (7, " --gather-dtype bf16 --dp-shard 16")}
+RUNS = {"1": (1, ""), "4": (4, ""), "7": (7, ""), "7 over two nodes": (7, " --dp-shard 16")}
 """Name in the table -> row of the paper, further options."""
 OPTIONS = (
     "--gpu h100-80g --world-size 256,512,1024,2048,4096 train.precision=bf16 --local-batch 1024 "

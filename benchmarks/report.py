@@ -15,6 +15,7 @@ from typing import Any
 
 import report_kernels
 import report_memory
+import report_parallel
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "docs" / name for name in ("results.md", "plan.md")]
@@ -284,6 +285,7 @@ WHOLE_TABLES: dict[str, Callable[[], str]] = {
     "start_speed": start_speed,
     "embedding_speed": lambda: report_memory.embedding_speed(_read("embedding_speed")),
     "memory": lambda: report_memory.memory(_read("memory")),
+    "parallel_kills": lambda: report_parallel.kills(_read("parallel_kills")),
     "kernels_h100": lambda: report_kernels.kernels(_read("kernels_h100")),
     "plan_wukong": plan_wukong,
     "wukong_gpu": lambda: report_kernels.wukong_gpu(_read("wukong_gpu")),

@@ -51,10 +51,10 @@ class Assumptions(Config):
         "fp32", "Numbers of embedding vectors and gradients on the network.", choices=("fp32", "bf16", "fp16")
     )
     gather_dtype: str = option(
-        "fp32",
-        "Numbers in which dense parameters are gathered; with fp32 in a bf16 run autocast keeps copies of all weights "
-        "until backward, as with parallel=hsdp.",
-        choices=("fp32", "bf16"),
+        "run",
+        "Numbers in which dense parameters are gathered: those of train.precision, as with parallel=hsdp; with fp32 in "
+        "a bf16 run autocast keeps copies of all weights until backward.",
+        choices=("run", "fp32", "bf16"),
     )
     gradient_dtype: str = option("fp32", "Numbers in which dense gradients are reduced.", choices=("fp32", "bf16"))
     peak_tflop_per_s: float | None = option(None, "Matrix-product peak of a GPU.", gt=0)
@@ -63,6 +63,15 @@ class Assumptions(Config):
     gpus_per_node: int | None = option(None, "GPUs that are connected directly.", ge=1)
     intra_gb_per_s: float | None = option(None, "A GPU to others of its node, in one direction.", gt=0)
     inter_gb_per_s: float | None = option(None, "A GPU to other nodes, in one direction.", gt=0)
+
+    def for_run(self, precision: str) -> Assumptions:
+        """With what the run decides."""
+        return dataclasses.replace(self, gather_dtype=precision) if self.gather_dtype == "run" else self
+
+    @property
+    def gather_bytes(self) -> int:
+        """Of a number that is gathered; where no run has decided, of fp32."""
+        return BYTES.get(self.gather_dtype, BYTES["fp32"])
 
     def on(self, gpu: Gpu, precision: str) -> Gpu:
         """The GPU with what is assumed otherwise.

@@ -51,14 +51,14 @@ def memory(
     largest = sorted(work.units.values(), reverse=True)[: 1 + assumptions.units_ahead]
     whole = 0.0
     if dp_shard > 1:
-        whole = 2 * BYTES[assumptions.gather_dtype] * sum(largest)
+        whole = 2 * assumptions.gather_bytes * sum(largest)
     numbers = work.vector_numbers * local_batch
     return Memory(
         parameters=shard,
         gradients=shard,
         optimizer=2 * shard,
         gathered=whole,
-        casts=work.cast_bytes if assumptions.gather_dtype == "fp32" else 0.0,
+        casts=work.cast_bytes if assumptions.gather_bytes == BYTES["fp32"] else 0.0,
         activations=work.activation_bytes * local_batch,
         vectors=numbers * (4 + BYTES[assumptions.exchange_dtype] * placement.imbalance),
         tables=max(placement.bytes_of(assumptions.table_dtype), default=0),

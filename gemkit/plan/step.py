@@ -117,7 +117,7 @@ def traffic(
     """Bytes, and seconds."""
     shard, replicas = consecutive(mesh.dp_shard, gpu), strided(mesh.dp_replicate, mesh.dp_shard, gpu)
     group, groups = consecutive(mesh.table_group, gpu), strided(mesh.table_groups, mesh.table_group, gpu)
-    parameters = 2 * BYTES[assumptions.gather_dtype] * work.dense_params
+    parameters = 2 * assumptions.gather_bytes * work.dense_params
     gradients = BYTES[assumptions.gradient_dtype] * work.dense_params
     gradient_shard = gradients / mesh.dp_shard
     held = max(placement.bytes_of(assumptions.table_dtype), default=0) / assumptions.sync_every

@@ -92,6 +92,12 @@ def test_rows_are_split_evenly() -> None:
     assert placement.bytes_of("fp16")[0] == 2 * 40 + 4 * 10
 
 
+def test_the_run_decides_in_what_is_gathered() -> None:
+    assert assume().for_run("bf16").gather_bytes == 2
+    assert assume().for_run("fp32").gather_bytes == assume().gather_bytes == 4
+    assert assume(gather_dtype="fp32").for_run("bf16").gather_bytes == 4
+
+
 def test_memory_by_hand() -> None:
     """Shards of ceil(80/4), ceil(160/4), ceil(17/4) parameters; the two largest units whole, twice, in fp32."""
     memory = plan_of().memory
