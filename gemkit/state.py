@@ -17,7 +17,7 @@ from gemkit.data.schema import Schema
 from gemkit.errors import GemkitError
 from gemkit.interfaces import ParallelBackend, TransferStrategy
 from gemkit.pieces import Pieces, fill, pieces_of
-from gemkit.runs import checkpoint, keeping
+from gemkit.runs import checkpoint, keeping, nested, rng
 from gemkit.runs.optimizers import load_optimizer
 from gemkit.runs.saver import Saver
 from gemkit.session import Model, check_fingerprint
@@ -97,10 +97,10 @@ class TrainingState:
         rest: dict[str, Any] = {}
         first = self.backend.rank == 0
         for i, optimizer in enumerate(self.optimizers):
-            found, rest[f"optimizer{i}"] = checkpoint.flatten_state(f"optimizer{i}", optimizer.state_dict())
+            found, rest[f"optimizer{i}"] = nested.flatten_state(f"optimizer{i}", optimizer.state_dict())
             tensors |= {name: pieces_of(value, first) for name, value in found.items()}
         own = f"rng{self.backend.rank}"
-        found, streams = checkpoint.flatten_state(own, checkpoint.rng_state())
+        found, streams = nested.flatten_state(own, rng.rng_state())
         tensors |= {name: pieces_of(value) for name, value in found.items()}
         rest |= dict(self.backend.gather_objects((own, streams)))
         losses = torch.stack(self.losses) if self.losses else torch.zeros(0)
@@ -142,9 +142,9 @@ class TrainingState:
                 setattr(self, name, state["counters"][name])
             rank, world_size = self.backend.rank, self.backend.world_size
             if state["world_size"] == world_size:
-                checkpoint.set_rng_state(checkpoint.unflatten_state(tensors, state["rest"][f"rng{rank}"]))
+                rng.set_rng_state(nested.unflatten_state(tensors, state["rest"][f"rng{rank}"]))
             else:  # no stream is that of a process then
-                checkpoint.seed_rng(self.model.run.seed + 1_000_003 * self.step + rank)
+                rng.seed_rng(self.model.run.seed + 1_000_003 * self.step + rank)
             self.losses = list(tensors[LOSSES])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, RecursionError) as error:
             raise GemkitError(

@@ -29,11 +29,11 @@ from gemkit.metrics.names import is_better
 from gemkit.nn.init import init_parameters
 from gemkit.registry import Registry
 from gemkit.runs.balance import LoadBalance
-from gemkit.runs.checkpoint import seed_rng
 from gemkit.runs.clock import Clock
 from gemkit.runs.opening import open_folder
 from gemkit.runs.predictions import save_predictions
 from gemkit.runs.progress import Bar, Progress
+from gemkit.runs.rng import seed_rng
 from gemkit.runs.startup import StartClock
 from gemkit.runs.stopping import Stopped, StopRequest
 from gemkit.runs.tables import print_run_end

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,93 +186,6 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
             yield file, header, _state(header)
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, str(error)) from error
-
-
-def flatten_state(prefix: str, nested: Any) -> tuple[dict[str, Tensor], Any]:
-    """Takes the tensors out of nested dicts, lists and tuples: an optimiser's state_dict, a random generator's.
-
-    Returns:
-        Tensors named ``<prefix>.<path>``, and what is left, as JSON can hold it. `unflatten_state` is the exact
-        inverse: keys that are numbers, tuples and None come back as they were.
-
-    Raises:
-        TypeError: A value that is none of these, nor text, a number or None.
-    """
-    if isinstance(nested, Tensor):
-        return {prefix: nested}, {"$tensor": prefix}
-    if nested is None or isinstance(nested, str | bool | int | float):
-        return {}, nested
-    tensors: dict[str, Tensor] = {}
-
-    def inner(key: Any, value: Any) -> Any:
-        found, rest = flatten_state(f"{prefix}.{key}", value)
-        if clash := tensors.keys() & found.keys():
-            raise TypeError(f"two tensors of the state would be named {sorted(clash)[0]}")
-        tensors.update(found)
-        return rest
-
-    if isinstance(nested, Mapping):
-        # JSON's keys are text; an optimiser's are numbers
-        return tensors, {"$dict": [[key, inner(key, value)] for key, value in nested.items()]}
-    if isinstance(nested, list | tuple):
-        items = [inner(i, value) for i, value in enumerate(nested)]
-        return tensors, {"$tuple": items} if isinstance(nested, tuple) else items
-    raise TypeError(f"{prefix} is a {type(nested).__name__}, which a checkpoint cannot hold")
-
-
-def unflatten_state(tensors: Mapping[str, Tensor], rest: Any) -> Any:
-    """The inverse of `flatten_state`; `tensors` may hold others too.
-
-    Raises:
-        GemkitError: A tensor is missing.
-    """
-    if isinstance(rest, list):
-        return [unflatten_state(tensors, value) for value in rest]
-    if not isinstance(rest, dict):
-        return rest
-    if "$tensor" in rest:
-        name = rest["$tensor"]
-        if name not in tensors:
-            raise GemkitError(f"the checkpoint holds no tensor {name}", where=name)
-        return tensors[name]
-    if "$tuple" in rest:
-        return tuple(unflatten_state(tensors, value) for value in rest["$tuple"])
-    return {key: unflatten_state(tensors, value) for key, value in rest["$dict"]}
-
-
-def seed_rng(seed: int) -> None:
-    """Seeds Python's, NumPy's and PyTorch's random generators; plugins may use any of them."""
-    import numpy as np
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def rng_state() -> dict[str, Any]:
-    """The state of Python's, NumPy's and PyTorch's random generators, for `flatten_state`."""
-    import numpy as np
-
-    name, keys, *others = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {
-        "python": random.getstate(),
-        "numpy": (str(name), torch.from_numpy(np.asarray(keys).copy()), *others),
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-    }
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Puts back what `rng_state` took. CUDA generators are left alone if their number has changed."""
-    import numpy as np
-
-    random.setstate(state["python"])
-    name, keys, *others = state["numpy"]
-    np.random.set_state((name, keys.numpy(), *others))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

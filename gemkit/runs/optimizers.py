@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gemkit.pieces import fill, pieces_of
-from gemkit.runs import checkpoint
+from gemkit.runs import nested
 from gemkit.runs.checkpoint import Stored
 
 
@@ -21,7 +21,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, prefix: str, rest: Any, ten
         rest: What was left of it.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.load_state_dict(checkpoint.unflatten_state(_Sharded(prefix, parameters, tensors), rest))
+    optimizer.load_state_dict(nested.unflatten_state(_Sharded(prefix, parameters, tensors), rest))
 
 
 class _Sharded(Mapping[str, Tensor]):

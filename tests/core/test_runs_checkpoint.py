@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from gemkit.errors import GemkitError
 from gemkit.runs import checkpoint
-from gemkit.runs.checkpoint import flatten_state, load, rng_state, save, set_rng_state, unflatten_state
+from gemkit.runs.checkpoint import load, save
+from gemkit.runs.nested import flatten_state, unflatten_state
+from gemkit.runs.rng import rng_state, set_rng_state
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool)
 
