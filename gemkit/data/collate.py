@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gemkit.config.run import StreamWindow
 from gemkit.data import storage
@@ -70,11 +71,14 @@ class Reading:
         return [(schema.streams.index(s.name), s.max_history) for s in self.streams]
 
 
-def collate(dataset: Dataset, rows: np.ndarray, reading: Reading) -> Batch:
+def collate(
+    dataset: Dataset, rows: np.ndarray, reading: Reading, whole: np.ndarray | None = None, shares: int = 1
+) -> Batch:
     """Gathers examples and their histories.
 
     Args:
         rows: (B,) example rows, in any order, repetitions allowed.
+        whole: Rows of the global batch of which `rows` are one of `shares`; None: they are all.
     """
     schema, parts, size = dataset.schema, dataset.located(rows), len(rows)
     ids: dict[str, np.ndarray] = {}
@@ -103,7 +107,16 @@ def collate(dataset: Dataset, rows: np.ndarray, reading: Reading) -> Batch:
         group=_ints(dataset.take(storage.GROUP, parts, size)),
         timestamp=_ints(dataset.take(storage.TIMESTAMP, parts, size)),
         example_id=_ints(dataset.take(storage.EXAMPLE_ID, parts, size)),
+        totals=None if whole is None else _totals(dataset, whole, shares),
     )
+
+
+def _totals(dataset: Dataset, rows: np.ndarray, shares: int) -> Tensor:
+    """`Batch.totals` of a global batch. Shape: (P,)."""
+    parts, size = dataset.located(rows), len(rows)
+    weights = dataset.take(storage.WEIGHT, parts, size).astype(np.float32)
+    counts = [((dataset.take(t, parts, size) >= 0) * weights).sum() for t in dataset.schema.task_names]
+    return torch.tensor(counts, dtype=torch.float32) / shares
 
 
 def _histories(dataset: Dataset, rows: np.ndarray, reading: Reading) -> tuple[History, dict[str, np.ndarray]]:

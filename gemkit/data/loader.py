@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -102,9 +101,8 @@ class Loader:
     def batch(self, epoch: int, number: int) -> Batch:
         """This rank's share of global batch `number` of an epoch."""
         rows = self.global_rows(epoch, number)
-        batch = collate(self.dataset, rows[self._shares(rows)[self.rank]], self.reading)
-        if self.world_size > 1:
-            batch = batch._replace(totals=self._totals(rows))
+        own, whole = rows[self._shares(rows)[self.rank]], rows if self.world_size > 1 else None
+        batch = collate(self.dataset, own, self.reading, whole, self.world_size)
         return pinned(batch) if self.pin_memory else batch
 
     def global_rows(self, epoch: int, number: int) -> np.ndarray:
@@ -122,13 +120,6 @@ class Loader:
         window = sum(s.max_history for s in self.reading.streams) or self.reading.max_history
         keys = self.dataset.history_keys(rows) if self.reading.shares_histories else None
         return deal(self.dataset.history_lengths(rows, window), self.world_size, keys)
-
-    def _totals(self, rows: np.ndarray) -> Tensor:
-        """`Batch.totals` of a global batch. Shape: (P,)."""
-        parts, data = self.dataset.located(rows), self.dataset
-        weights = data.take(storage.WEIGHT, parts, len(rows)).astype(np.float32)
-        counts = [((data.take(t, parts, len(rows)) >= 0) * weights).sum() for t in data.schema.task_names]
-        return torch.tensor(counts, dtype=torch.float32) / self.world_size
 
     def _make_order(self, places: Places) -> Order:
         config = self.config

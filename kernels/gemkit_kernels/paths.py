@@ -17,7 +17,6 @@ _taken: dict[str, str] = {}
 _forced: list[str] = []
 
 
-@torch.compiler.assume_constant_result
 def choose(op: str, device: str, unfit: str = "") -> str:
     """The path of `op` on tensors of `device`; it is logged, as INFO of `gemkit_kernels`.
 
@@ -31,6 +30,10 @@ def choose(op: str, device: str, unfit: str = "") -> str:
     _taken[op] = path
     _log.info("%s runs in %s: %s", op, {PYTORCH: "PyTorch", TRITON: "Triton"}[path], reason)
     return path
+
+
+# What `torch.compiler.assume_constant_result` does, which imports torch._dynamo for it: two seconds.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def taken() -> dict[str, str]:

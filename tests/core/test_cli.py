@@ -187,7 +187,7 @@ def test_resume_reads_the_runs_own_config(
 ) -> None:
     calls = []
     module = type(sys)("gemkit.train")
-    module.train = lambda run, registry, resume, command: calls.append((run, resume, command))  # type: ignore[attr-defined]
+    module.train = lambda run, registry, resume, command, started_s: calls.append((run, resume, command))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gemkit.train", module)
     assert main(["config", "seed=9"]) == 0
     (tmp_path / "config.yaml").write_text(capsys.readouterr().out)

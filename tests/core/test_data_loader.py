@@ -213,7 +213,9 @@ def rows_loader(split: Split, **changes: Any) -> Loader:
 def _rows_as_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     real = gemkit.data.loader.collate
     monkeypatch.setattr(
-        gemkit.data.loader, "collate", lambda data, rows, r: rows if isinstance(data, Split) else real(data, rows, r)
+        gemkit.data.loader,
+        "collate",
+        lambda data, rows, *more: rows if isinstance(data, Split) else real(data, rows, *more),
     )
 
 

@@ -296,8 +296,8 @@ def test_what_operations_say_at_each_step_is_in_the_log_once_and_nowhere_else(
     ("change", "message"),
     [
         (lambda s: s["counters"].pop("step"), "KeyError"),
-        (lambda s: s["rest"].pop("rng"), "KeyError"),
-        (lambda s: s["rest"].update(rng={"$dict": [["python", [1, 2]]]}), "Error"),
+        (lambda s: s["rest"].pop("rng0"), "KeyError"),
+        (lambda s: s["rest"].update(rng0={"$dict": [["python", [1, 2]]]}), "Error"),
         (lambda s: s.update(rest=[]), "TypeError"),
         (lambda s: s["schema"].update(surfaces=["x"]), "another schema: .*surfaces"),
         (lambda s: s.update(fingerprint="0" * 64), "has changed since the checkpoint"),

@@ -104,20 +104,19 @@ def test_equal_blocks_and_all_sizes_share_graphs(tmp_path: Path, monkeypatch: py
 
     for name in (VARIABLE, TRITON_VARIABLE):
         monkeypatch.setenv(name, str(tmp_path / "cache"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    monkeypatch.setattr(torch._dynamo.config, "specialize_float", False)
     # Graphs are counted before the compiler proper, which would take minutes.
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="eager"))
     torch._dynamo.reset()
     counters.clear()
     overrides = ("train.compile=true", "size.num_blocks=4", "train.max_steps=4", "train.batch_size=64")
     run = tiny_run(tmp_path, *overrides, num_examples=700, num_events=1400)
-    metrics = train(run, load_registry(), progress=silent())["train"]
+    with torch._dynamo.config.patch(recompile_limit=8, specialize_float=False):
+        metrics = train(run, load_registry(), progress=silent())["train"]
+        assert torch._dynamo.config.recompile_limit == 32
     assert metrics["steps"] == 4 and metrics["start_s"]["compile"] > 0
     training, evaluation = 2, 2
     assert counters["stats"]["unique_graphs"] == training + evaluation
     assert not counters["graph_break"]
-    assert torch._dynamo.config.recompile_limit == 32
     torch._dynamo.reset()
 
 
