@@ -286,6 +286,8 @@ WHOLE_TABLES: dict[str, Callable[[], str]] = {
     "embedding_speed": lambda: report_memory.embedding_speed(_read("embedding_speed")),
     "memory": lambda: report_memory.memory(_read("memory")),
     "parallel_kills": lambda: report_parallel.kills(_read("parallel_kills")),
+    "parallel_speed": lambda: report_parallel.speed(_read("parallel_speed")),
+    "plan_measured": lambda: report_parallel.planned(_read("plan_measured")),
     "kernels_h100": lambda: report_kernels.kernels(_read("kernels_h100")),
     "plan_wukong": plan_wukong,
     "wukong_gpu": lambda: report_kernels.wukong_gpu(_read("wukong_gpu")),
