@@ -1,6 +1,6 @@
 """Peak memory of a training step: activations kept, recomputed in whole or to a budget, or kept in FP8.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py
+    python benchmarks/memory.py
 
 The default model with histories on `data=adsworld`, in two sizes. Each way runs in a process of its own: a first step
 on a few examples makes gradients and moments, then some whole steps, whose losses are kept; the memory is how far the
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     number = parser.parse_args().steps
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:  # so that memory that is freed is given back, and seen to be
-        os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+        os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
         os.execv(sys.executable, [sys.executable, *sys.argv])
     sizes: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
