@@ -319,11 +319,11 @@ class Training:
         test = self._loader("test", self.run.train.eval_batch_size)
         with self.progress, self.progress.task("test", total=len(self.dataset.split("test"))) as bar:
             final = evaluate_split(self.model, test, self.backend, self.collector, self.advance(bar))
-        if self.run.train.save_predictions:
-            rows = self.collector.rows(self.backend.all_gather if self.backend.world_size > 1 else None)
+        wanted = self.run.train.save_predictions
+        rows = self.collector.rows(self.backend.all_gather if self.backend.world_size > 1 else None) if wanted else {}
         if not self.first:
             return {}
-        if self.run.train.save_predictions:
+        if wanted:
             save_predictions(self.folder.path, self.model.schema.task_names, {n: v.numpy() for n, v in rows.items()})
         device, examples_per_s = self.backend.fabric.device.type, state.examples / max(state.train_s, 1e-9)
         rate = examples_per_s / self.backend.world_size

@@ -63,17 +63,16 @@ class Writer:
         main: dict[str, Tensor] = {}
         part: dict[str, Tensor] = {}
         known: dict[str, Any] = {}
-        for name, (shape, pieces, saved_here) in tensors.items():
-            whole = tensors[name].whole
-            if not saved_here:
+        for name, held in tensors.items():
+            if not held.saved_here:
                 continue
-            if whole is not None and rank == 0:
-                main[name] = whole
+            if rank == 0 and held.whole is not None:
+                main[name] = held.whole
                 continue
-            for start, values in pieces:
+            for start, values in held.pieces:
                 key = "@".join([name, *(str(a) for a in start)])
                 part[key] = values
-                known.setdefault(name, {"dtype": str(values.dtype)[6:], "shape": list(shape), "blocks": []})
+                known.setdefault(name, {"dtype": str(values.dtype)[6:], "shape": list(held.shape), "blocks": []})
                 known[name]["blocks"].append([key, list(start), list(values.shape)])
         found = self.backend.gather_objects((file, known))
         return Snapshot(main, part, file, _index(found) if rank == 0 else {})

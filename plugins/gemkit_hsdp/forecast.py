@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from gemkit.plan.tables import Cluster, Placement, TableLoad, even_rows
+from gemkit_hsdp.planning import quiet
 
 PLANNER = "TorchRec's EmbeddingShardingPlanner"
 
@@ -48,7 +48,6 @@ def _planned(tables: Sequence[TableLoad], cluster: Cluster) -> Placement:
     from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
     from torchrec.modules.embedding_modules import EmbeddingCollection
 
-    logging.getLogger("torchrec").setLevel(logging.ERROR)  # it would print its deliberations
     gpu = cluster.gpu
     topology = Topology(
         world_size=cluster.num_ranks,
@@ -89,7 +88,8 @@ def _planned(tables: Sequence[TableLoad], cluster: Cluster) -> Placement:
         stats=[],
     )
     try:
-        plan = planner.plan(module, [EmbeddingCollectionSharder()])
+        with quiet():
+            plan = planner.plan(module, [EmbeddingCollectionSharder()])
     except PlannerError as error:
         return even_rows(tables, cluster, refused=f"{PLANNER}: {error.error_type.value}")
     return _placement(tables, cluster, next(iter(plan.plan.values())))

@@ -76,7 +76,7 @@ def sharded_tables(
     }
     fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": lr, "eps": eps}
     sharder = EmbeddingCollectionSharder(fused_params=fused, use_index_dedup=False)
-    with _quiet("torchrec.distributed"):
+    with quiet():
         here = min(int(os.environ.get("LOCAL_WORLD_SIZE", world)), world)
         topology = Topology(world_size=world, local_world_size=here, compute_device=device.type)
         reserved = FixedPercentageStorageReservation(RESERVED)
@@ -89,9 +89,9 @@ def sharded_tables(
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Without the planner's notes, which ask users of gemkit for what they cannot give."""
-    logger = logging.getLogger(name)
+def quiet() -> Iterator[None]:
+    """Without TorchRec's deliberations, which ask users of gemkit for what they cannot give."""
+    logger = logging.getLogger("torchrec")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

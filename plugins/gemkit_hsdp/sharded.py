@@ -68,6 +68,8 @@ class ShardedTables(EmbeddingTables):
         if large:
             self.rows = {t.name: t.num_embeddings for t in large}
             self.large = sharded_tables(self.rows, dim, lr, eps, device, how, group)
+            state = self.large.state_dict()
+            self._weights = {name: state[f"embeddings.{name}.weight"] for name in self.rows}  # views of the tables
             for name, pieces in self._large_weights().items():
                 for start, values in pieces.pieces:
                     block = torch.empty(values.shape)
@@ -138,7 +140,8 @@ class ShardedTables(EmbeddingTables):
         for name, weights in self._large_weights().items():
             held = [m for n, m in state.get(f"embeddings.{name}.weight", {}).items() if n.endswith("momentum1")]
             moments = [shard.tensor for shard in held[0].local_shards()] if held else []
-            widths = self._column_starts(name)
+            metadata = self._weights[name].metadata().shards_metadata
+            widths = sorted({shard.shard_offsets[1] for shard in metadata})  # first columns of the parts of a row
             apart = len(widths) > 1  # column-wise: each part of a row has an accumulator of its own
             pieces = [
                 Piece((start[0], widths.index(start[1])), m.view(-1, 1)) if apart else Piece((start[0],), m.view(-1))
@@ -166,18 +169,12 @@ class ShardedTables(EmbeddingTables):
         if self.large is None:
             return {}
         first = self.replicas is None or dist.get_group_rank(self.replicas, dist.get_rank()) == 0
-        state = self.large.state_dict()
         found = {}
         for name, rows in self.rows.items():
-            shards = state[f"embeddings.{name}.weight"].local_shards()
+            shards = self._weights[name].local_shards()
             held = tuple(Piece(tuple(s.metadata.shard_offsets), s.tensor.detach()) for s in shards)
             found[name] = Pieces((rows, self.dim), held, first)
         return found
-
-    def _column_starts(self, name: str) -> list[int]:
-        """First columns of the parts into which rows are cut."""
-        metadata = self.large.state_dict()[f"embeddings.{name}.weight"].metadata().shards_metadata
-        return sorted({shard.shard_offsets[1] for shard in metadata})
 
 
 def _whole(pieces: Mapping[str, Pieces]) -> dict[str, Tensor]:

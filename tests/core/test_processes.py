@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def test_processes_that_were_started_again_go_on_with_their_folder(
     assert not (new.resumed or other.resumed or by_hand.resumed)
     assert len({first.folder, new.folder, other.folder, by_hand.folder}) == 4
     assert opened(1) == new._replace(resumed=True)
-    assert os.getppid() > 0 and list(Path(run.runs).glob(".torchrun-a-b-*.json"))
+    assert len(list(Path(run.runs).glob(".torchrun-a-b-*.json"))) == 1
 
 
 def test_losses_of_shares_add_up_to_that_of_the_global_batch(tmp_path: Path) -> None:
