@@ -17,6 +17,7 @@ from gemkit.config.fields import Config, option
 from gemkit.config.run import RunConfig
 from gemkit.errors import GemkitError
 from gemkit.interfaces import ParallelBackend
+from gemkit_hsdp.devices import PRECISIONS, uses_cuda
 from gemkit_hsdp.meeting import join
 
 if TYPE_CHECKING:
@@ -52,13 +53,7 @@ class Processes(ParallelBackend):
         from lightning.fabric import Fabric
 
         config = self.config
-        if config.accelerator == "cuda" and not torch.cuda.is_available():
-            raise GemkitError(
-                "parallel.accelerator = cuda, and PyTorch sees no CUDA device",
-                where="parallel.accelerator",
-                fix="parallel.accelerator=cpu, or see `gemkit doctor`",
-            )
-        cuda = config.accelerator != "cpu" and torch.cuda.is_available()
+        cuda = uses_cuda(config.accelerator)
         devices, nodes = self._size(cuda)
         backend = config.process_group if config.process_group != "auto" else "nccl" if cuda else "gloo"
         if backend == "nccl" and not cuda:
@@ -68,7 +63,6 @@ class Processes(ParallelBackend):
                 allowed="gloo, auto",
             )
         timeout = datetime.timedelta(seconds=config.timeout_s)
-        precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[run.train.precision]
         if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
             join(backend, timeout)
         self.fabric = Fabric(
@@ -76,7 +70,7 @@ class Processes(ParallelBackend):
             devices=devices,
             num_nodes=nodes,
             strategy=self.strategy(process_group_backend=backend, timeout=timeout),
-            precision=precision,  # type: ignore[arg-type]
+            precision=PRECISIONS[run.train.precision],  # type: ignore[arg-type]
         )
         self.fabric.launch()
         # What the host wants to know must not wait for the device.

@@ -17,6 +17,7 @@ from gemkit.errors import GemkitError
 from gemkit.interfaces import EmbeddingTables, ParallelBackend
 from gemkit_hsdp.activations import SavedInFp8
 from gemkit_hsdp.dense import adamw
+from gemkit_hsdp.devices import PRECISIONS, uses_cuda
 from gemkit_hsdp.tables import FusedTables, LocalTables, TorchTables
 
 
@@ -97,14 +98,8 @@ class SingleProcess(ParallelBackend):
     def launch(self, run: RunConfig) -> None:
         from lightning.fabric import Fabric
 
-        if self.config.accelerator == "cuda" and not torch.cuda.is_available():
-            raise GemkitError(
-                "parallel.accelerator = cuda, and PyTorch sees no CUDA device",
-                where="parallel.accelerator",
-                fix="parallel.accelerator=cpu, or see `gemkit doctor`",
-            )
-        cuda = self.config.accelerator != "cpu" and torch.cuda.is_available()
-        precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[run.train.precision]
+        cuda = uses_cuda(self.config.accelerator)
+        precision = PRECISIONS[run.train.precision]
         self.fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=1, precision=precision)  # type: ignore[arg-type]
         self.fabric.launch()
         self.compiled = run.train.compile
