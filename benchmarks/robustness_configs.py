@@ -24,9 +24,11 @@ import yaml
 from gemkit import __version__
 from gemkit.config.compose import compose
 from gemkit.registry import load_registry
+from gemkit.session import open_dataset
 from gemkit.testing.mutations import Mutation, Mutations
 from gemkit.testing.outcomes import DEFECT, ERROR, VALID, Outcome, outcome_of
 from gemkit.testing.runs import SMALL, silent, table_config
+from gemkit.testing.teaching import write_log
 from gemkit.train import train
 
 RESULTS = Path(__file__).resolve().parent / "results" / "robustness_configs.json"
@@ -41,7 +43,9 @@ def prepare(folder: Path) -> tuple[list[str], Path]:
     (folder / "configs" / "data" / "tiny.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     words = ["--config-dir", str(folder / "configs"), "data=tiny", *WORDS, f"runs={folder / 'runs'}"]
     registry = load_registry()
-    train(compose(words[2:], registry, [folder / "configs"]), registry, progress=silent())
+    run = compose(words[2:], registry, [folder / "configs"])
+    train(run, registry, progress=silent())
+    write_log(folder / "teacher_log", open_dataset(run, registry, silent()))
     return words, next((folder / "runs").iterdir())
 
 

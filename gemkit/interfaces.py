@@ -244,34 +244,65 @@ class Head(nn.Module, ABC):
 # --- transfer -----------------------------------------------------------------------------------------------
 
 
-class TransferStrategy(nn.Module, ABC):
-    """What a student learns from a teacher. Only `loss` is compulsory; the other steps default to nothing.
+class Answers(NamedTuple):
+    """What a teacher said about a batch, without gradient.
 
-    The life cycle, in order: `extra_features` (before the student is built), `prepare` (after), then for
-    every batch `answer` and `loss`, and `export` at the end.
+    Attributes:
+        logits: (B, P), in the order of the student's tasks; 0 where there is no answer.
+        known: (B, P) float32, 1 where there is one.
+        ages: (B,) float32, seconds from the newest example that the teacher was trained on to the example; negative
+            if it may have been trained on it. 0 where there is no answer.
+        codes: (B, K), compact codes of what the teacher's head read; K is 0 unless they are asked for.
+    """
+
+    logits: Tensor
+    known: Tensor
+    ages: Tensor
+    codes: Tensor
+
+
+class TransferStrategy(nn.Module):
+    """What a student learns from a teacher. Each step of the life cycle defaults to nothing.
+
+    The life cycle, in order: `extra_features` (before the student is built), `prepare` (after), then for every batch
+    `with_features` (also when the student predicts), `answer` and `loss`, and `export` at the end.
     """
 
     taps: tuple[str, ...] = ()
     """Names of inner tensors of the student that `loss` wants in `Outputs.taps`: ``block<i>.x``."""
 
+    fresh: bool = True
+    """Set by training: whether this run sees the examples of the batch for the first time."""
+
     def extra_features(self, schema: Schema) -> Schema:
         """The student's schema with the features that the strategy adds."""
         return schema
 
+    def with_features(self, batch: Batch) -> Batch:
+        """The batch with these features, in training and in serving."""
+        return batch
+
     def prepare(self, student: nn.Module, embeddings: EmbeddingTables) -> None:
-        """Initialises, freezes or shares student parameters."""
+        """Initialises, freezes or shares student parameters; makes what is trained beside the student."""
 
     def optimizers(self) -> Iterable[torch.optim.Optimizer]:
-        """Optimisers of what the strategy trains beside the student (an adapter), stepped after each batch."""
+        """Optimisers of what the strategy trains beside the student (an adapter, a head), stepped after each batch.
+
+        Training scales their learning rates by its schedule.
+        """
         return ()
 
-    @abstractmethod
-    def answer(self, batch: Batch) -> Outputs | None:
-        """The teacher's outputs for a batch, without gradient; None where it has none."""
+    def answer(self, batch: Batch) -> Answers | None:
+        """What the teacher said about a batch; None if the strategy does not ask."""
+        return None
 
-    @abstractmethod
-    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def loss(self, student: Outputs, teacher: Answers | None, batch: Batch) -> Tensor:
         """What is added to the label loss. Shape: ()."""
+        return student.logits.new_zeros(())
+
+    def report(self) -> dict[str, float]:
+        """Numbers for the history, since the last report."""
+        return {}
 
     def export(self, student: nn.Module) -> nn.Module:
         """The student as it is served: without what only training needed."""
@@ -299,6 +330,9 @@ class EmbeddingTables(nn.Module, ABC):
     @abstractmethod
     def optimizer_state(self) -> dict[str, Tensor]:
         """Table name -> (num_embeddings,) sums of row-wise mean squared gradients, as views."""
+
+    frozen: frozenset[str] = frozenset()
+    """Tables that no gradient reaches: `Model` cuts it off."""
 
     prefetches: bool = False
     """Whether training calls `prefetch`."""

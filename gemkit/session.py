@@ -16,12 +16,14 @@ from gemkit.config.build import load_run_config
 from gemkit.config.fields import from_mapping
 from gemkit.config.memory import check_model, sizes_of
 from gemkit.config.run import RunConfig
+from gemkit.data import storage
 from gemkit.data.batch import Batch
 from gemkit.data.collate import Reading
 from gemkit.data.dataset import Dataset
 from gemkit.data.loader import Loader
 from gemkit.data.prepare import prepare
 from gemkit.data.schema import Schema
+from gemkit.data.selection import Selection
 from gemkit.errors import GemkitError
 from gemkit.interfaces import EmbeddingTables, Outputs, ParallelBackend
 from gemkit.metrics.collector import MetricCollector
@@ -46,6 +48,7 @@ class Model:
         dense: The bare module, whose parameters checkpoints hold.
         forward: What is called: `dense` itself, or Fabric's wrapper of it once it is placed.
         rank: Of this process, among those that train it.
+        features: Adds to a batch what a transfer strategy feeds the model, besides what the data set holds.
     """
 
     run: RunConfig
@@ -54,10 +57,17 @@ class Model:
     embeddings: EmbeddingTables
     forward: nn.Module
     rank: int = 0
+    features: Callable[[Batch], Batch] | None = None
 
     def __call__(self, batch: Batch, taps: tuple[str, ...] = ()) -> Outputs:
         """Shape: logits (B, P), readout (B, R)."""
-        outputs: Outputs = self.forward(batch, self.embeddings(batch.ids), taps)
+        if self.features is not None:
+            batch = self.features(batch)
+        embedded = self.embeddings(batch.ids)
+        if self.embeddings.frozen:
+            table_of = self.schema.feature_tables
+            embedded = {k: v.detach() if table_of[k] in self.embeddings.frozen else v for k, v in embedded.items()}
+        outputs: Outputs = self.forward(batch, embedded, taps)
         return outputs
 
     def weights(self) -> dict[str, Pieces]:
@@ -107,7 +117,7 @@ def open_dataset(
         dataset = prepare(registry.get("data", run.data.name), run.data, fetching, building, progress.print)
     if backend is not None and not backend.rank:
         backend.broadcast(None)
-    return dataset
+    return dataset.selected(Selection.of(run.data))
 
 
 def build_model(run: RunConfig, schema: Schema, registry: Registry, backend: ParallelBackend) -> Model:
@@ -225,6 +235,11 @@ def base_rates(dataset: Dataset) -> dict[str, float | None]:
     return rates
 
 
+def newest_trained(dataset: Dataset) -> int:
+    """Time of the newest example of the training split, seconds since 1970; 0 if the data set has no time."""
+    return int(dataset.columns[storage.TIMESTAMP][dataset.split("train")].max(initial=0))
+
+
 @torch.no_grad()
 def evaluate_split(
     model: Model, loader: Loader, backend: ParallelBackend, collector: MetricCollector, advance: Callable[[int], None]
@@ -244,11 +259,14 @@ class LoadedRun(NamedTuple):
 
     Attributes:
         fingerprint: Of the data set that it was trained on.
+        snapshot_s: Time of the newest example that it was trained on, runs that it began with included; seconds since
+            1970.
     """
 
     model: Model
     backend: ParallelBackend
     fingerprint: str
+    snapshot_s: int
 
     def open_dataset(self, registry: Registry, progress: Progress) -> Dataset:
         """The data set that the model was trained on.
@@ -287,7 +305,11 @@ def load_run(path: Path, registry: Registry, schema: Schema | None = None) -> Lo
     tensors, state = checkpoint.load(file)
     backend: ParallelBackend = registry.build("parallel", run.parallel).alone()
     backend.launch(run)
-    model = build_model(run, schema or from_mapping(Schema, state["schema"]), registry, backend)
+    schema = schema or from_mapping(Schema, state["schema"])
+    model = build_model(run, schema, registry, backend)
+    if run.transfer is not None:
+        transfer = registry.build("transfer", run.transfer, registry.context(dim=run.size.dim, schema=schema))
+        model.features = transfer.to(backend.fabric.device).with_features
     model.load_weights(tensors, str(file))
     model.dense.eval()
-    return LoadedRun(model, backend, state["fingerprint"])
+    return LoadedRun(model, backend, state["fingerprint"], state["snapshot_s"])

@@ -18,6 +18,7 @@ from gemkit.errors import GemkitError
 from gemkit.interfaces import ParallelBackend, TransferStrategy
 from gemkit.pieces import Pieces, fill, pieces_of
 from gemkit.runs import checkpoint, keeping, nested, rng
+from gemkit.runs.checkpoint import Stored
 from gemkit.runs.optimizers import load_optimizer
 from gemkit.runs.saver import Saver
 from gemkit.session import Model, check_fingerprint
@@ -59,6 +60,7 @@ class TrainingState:
         train_s: Seconds of training, validations apart.
         wait_s: Seconds of these spent waiting for data.
         losses: Losses since the last row of the history.
+        snapshot_s: Time of the newest example that the weights know, when training is over; seconds since 1970.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class TrainingState:
         optimizers: Sequence[torch.optim.Optimizer],
         transfer: TransferStrategy | None,
         backend: ParallelBackend,
+        snapshot_s: int = 0,
     ) -> None:
+        self.snapshot_s = snapshot_s
         self.schema, self.fingerprint = schema, fingerprint
         self.backend, self.saver = backend, Saver(backend, model.run.train.async_checkpoints)
         self.model, self.optimizers, self.transfer = model, optimizers, transfer
@@ -116,23 +120,22 @@ class TrainingState:
         self.saver.save(folder, tensors, publish)
         self._saved_step = self.step
 
-    def load(self, folder: Path, say: Callable[[str], None]) -> None:
+    def load(self, folder: Path, say: Callable[[str], None]) -> bool:
         """Goes back to the folder's last checkpoint, or to the newest one that is not damaged.
 
-        A run that was stopped before its first checkpoint stays at its first step.
+        Returns:
+            Whether there was one: a run that was stopped before its first checkpoint stays at its first step.
 
         Raises:
             GemkitError: All are damaged, or it is of another model, config or data; the first differences are named.
         """
         found = keeping.load_last(folder, say, self.backend)
         if found is None:
-            return
+            return False
         tensors, state, path = found
         try:
             self._check(state, str(path))
-            self.model.load_weights(tensors, str(path))
-            for name, pieces in self.model.embeddings.state_pieces().items():
-                fill(pieces, tensors, SQUARES + name)
+            self.load_model(tensors, state, str(path))
             if self.transfer:
                 own = {n.removeprefix(TRANSFER): tensors[n] for n in tensors if n.startswith(TRANSFER)}
                 self.transfer.load_state_dict(own)
@@ -153,6 +156,14 @@ class TrainingState:
                 fix="use a checkpoint that `gemkit train` wrote with this config",
             ) from error
         self._saved_step = self.step
+        return True
+
+    def load_model(self, tensors: Stored, state: Mapping[str, Any], where: str) -> None:
+        """Weights, the tables' optimiser states, and how new the examples are that they know."""
+        self.model.load_weights(tensors, where)
+        for name, pieces in self.model.embeddings.state_pieces().items():
+            fill(pieces, tensors, SQUARES + name)
+        self.snapshot_s = max(self.snapshot_s, int(state["snapshot_s"]))
 
     def save_best(self, folder: Path) -> None:
         """Writes what prediction needs."""
@@ -193,6 +204,7 @@ class TrainingState:
             "config": to_mapping(self.model.run),
             "schema": to_mapping(self.schema),
             "fingerprint": self.fingerprint,
+            "snapshot_s": self.snapshot_s,
         }
 
     def _check(self, state: Mapping[str, Any], where: str) -> None:

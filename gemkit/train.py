@@ -40,7 +40,17 @@ from gemkit.runs.tables import print_run_end
 from gemkit.runs.tensorboard import TensorBoardWriter
 from gemkit.runs.wording import key_metrics, notes, sentence
 from gemkit.schedule import schedule
-from gemkit.session import base_rates, build_model, evaluate_split, make_loader, open_dataset, prefetched, to_device
+from gemkit.session import (
+    base_rates,
+    build_model,
+    evaluate_split,
+    make_loader,
+    newest_trained,
+    open_dataset,
+    prefetched,
+    to_device,
+)
+from gemkit.starting import start_from
 from gemkit.state import TrainingState, check_room
 
 
@@ -116,15 +126,17 @@ class Training:
         schema = self.transfer.extra_features(self.dataset.schema) if self.transfer else self.dataset.schema
         self.model = build_model(run, schema, registry, self.backend)
         if self.transfer:
+            self.transfer.prepare(self.model.dense, self.model.embeddings)
             init_parameters(self.transfer, run.seed)
             self.transfer.to(self.backend.fabric.device)
-            self.transfer.prepare(self.model.dense, self.model.embeddings)
             self.model.dense.check_taps(self.transfer.taps)
+            self.model.features = self.transfer.with_features
         if run.train.compile:
             compile_blocks(self.model.dense.blocks, run.train.compile_cache)
             resources.enter_context(start.counting_compilation())
         self.model.forward, self.optimizer = self.backend.place(self.model.dense, run.optimizer)
         self.other_optimizers = list(self.transfer.optimizers()) if self.transfer else []
+        self.other_lrs = [[group["lr"] for group in o.param_groups] for o in self.other_optimizers]
 
         start.ends("build")
         self.loader = self._loader("train", run.train.batch_size // run.train.accumulate)
@@ -139,13 +151,15 @@ class Training:
         self.folder, resumed = open_folder(run, registry, self.backend, resume, command, progress, resources)
         optimizers = [self.optimizer, *self.other_optimizers]
         fingerprint = self.dataset.fingerprint
-        self.state = TrainingState(schema, fingerprint, self.model, optimizers, self.transfer, self.backend)
+        snapshot_s = newest_trained(self.dataset)
+        self.state = TrainingState(schema, fingerprint, self.model, optimizers, self.transfer, self.backend, snapshot_s)
         check_room(self.state, self.folder.checkpoints, run.train)
         start.ends("build")
-        if resumed:
-            self.state.load(self.folder.checkpoints, progress.print)
-            if self.first:
-                self.folder.rewind(self.state.step)
+        loaded = resumed and self.state.load(self.folder.checkpoints, progress.print)
+        if run.train.start_from is not None and not loaded:
+            start_from(self.state, Path(run.train.start_from), progress.print)
+        if resumed and self.first:
+            self.folder.rewind(self.state.step)
         self.balance = LoadBalance(self.backend)
         wanted = run.train.tensorboard and self.first
         self.tensorboard = TensorBoardWriter(self.folder.path / "tensorboard") if wanted else None
@@ -194,7 +208,12 @@ class Training:
         state, factor = self.state, schedule(self.run.optimizer, self.state.step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.run.optimizer.lr * factor
+        for optimizer, lrs in zip(self.other_optimizers, self.other_lrs, strict=True):
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr * factor
         self.model.embeddings.set_lr(self.run.optimizer.embedding_lr * factor)
+        if self.transfer:
+            self.transfer.fresh = state.epoch == 0
 
         for i, batch in enumerate(micro_batches):
             with self.backend.accumulating(self.model.forward, more=i + 1 < len(micro_batches)):
@@ -224,6 +243,7 @@ class Training:
             row = {"loss": float(self.backend.mean(torch.stack(state.losses)).mean())}
             row |= self.clock.lap(state.examples) | self.balance.lap(self.progress.print)
             row |= {"lr": self.run.optimizer.lr * factor} | ({} if norm is None else {"grad_norm": float(norm)})
+            row |= self.transfer.report() if self.transfer else {}
             self.record("train", row)
             state.losses = []
         return loss.detach()

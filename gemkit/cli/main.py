@@ -29,13 +29,18 @@ from gemkit.cli import (
     plan,
     predict,
     scale,
+    teach,
     train,
+    transfer,
 )
 from gemkit.config.fields import check_text, clipped, shown
 from gemkit.errors import GemkitError, did_you_mean
 from gemkit.runs.stopping import Stopped
 
-COMMANDS = (train, ablate, scale, evaluate, predict, inspect, config, cost, plan, components, data, cache, doctor)
+COMMANDS = (
+    *(train, ablate, scale, evaluate, predict, teach, transfer),
+    *(inspect, config, cost, plan, components, data, cache, doctor),
+)
 
 OK, DEFECT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 

@@ -46,6 +46,9 @@ __all__ = [
     "to_yaml",
 ]
 
+LISTS = {"transfer": "several"}
+"""Group -> the component that a list of choices stands for; it holds them as its `parts`."""
+
 LONGEST_WORD = 10_000
 """Characters of one override; more is slow to read, and belongs into a file."""
 
@@ -215,6 +218,14 @@ def _parse(overrides: Sequence[str], registry: Registry, folders: Sequence[Path]
 def _add_choice(override: Override, group: str, wanted: Wanted, registry: Registry, folders: Sequence[Path]) -> None:
     value = override.value()
     allowed = choices_in(group, registry, folders)
+    if isinstance(value, list) and group in LISTS and not override.is_delete():
+        names = [str(name) for name in value]
+        for name in names:
+            if name not in registry.names(group) or name == LISTS[group] or names.count(name) > 1:
+                raise registry.unknown(group, name)
+            key = f"{group}.parts.{name}.name"
+            wanted.values[key] = f"++{key}={name}"
+        value = LISTS[group]
     if override.is_delete() or isinstance(value, dict | list):
         raise GemkitError(
             f"{clipped(str(override.input_line))}: {group} is set by the name of one choice",

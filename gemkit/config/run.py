@@ -15,6 +15,12 @@ from gemkit.errors import GemkitError
 class TrainConfig(Config):
     """The loop: how long, how big a batch, in what precision, when to stop."""
 
+    start_from: str | None = option(
+        None,
+        "Run folder to go on from: training begins with its last weights and optimiser states. It is the same model on "
+        "the same id spaces, mostly of earlier days; null: first weights.",
+        filled=True,
+    )
     epochs: int = option(1, "Passes over the training split.", ge=1)
     max_steps: int | None = option(
         None, "Stop after this many optimiser steps, whatever the epoch; null: no limit.", ge=1
@@ -97,7 +103,10 @@ class OptimizerConfig(Config):
     final_lr_fraction: float = option(0.05, "Learning rate at the end, as a fraction of the peak.", ge=0, le=1)
 
 
-READING = ("root", "max_history", "streams", "streams_apart")
+READING = (
+    *("root", "max_history", "streams", "streams_apart"),
+    *("train_days", "valid_days", "test_days", "only_surfaces", "only_tasks"),
+)
 """Options of a data component that say how a built data set is read, not what it holds."""
 
 
@@ -124,8 +133,26 @@ class DataConfig(Config):
     streams_apart: bool = option(
         False, "Hold each history stream by stream, in the order of `streams` (or of the data set); false: by time."
     )
+    train_days: tuple[float, ...] | None = option(
+        None,
+        "First and last day (excluded) of the examples that train, instead of the stored split; day 0 begins at the "
+        "midnight (UTC) before the data set's first example.",
+    )
+    valid_days: tuple[float, ...] | None = option(None, "The same for validation.")
+    test_days: tuple[float, ...] | None = option(None, "The same for the test.")
+    only_surfaces: tuple[str, ...] = option((), "Only examples on these surfaces; empty: on all.")
+    only_tasks: tuple[str, ...] = option((), "Only these labels; empty: all.")
 
     def check(self) -> None:
+        for name in ("train_days", "valid_days", "test_days"):
+            days = getattr(self, name)
+            if days is not None and (len(days) != 2 or not 0 <= days[0] < days[1] <= 100_000):
+                raise GemkitError(
+                    f"{name} = {list(days)} is no window",
+                    where=name,
+                    allowed="the first day and the last, excluded: [from, until] with 0 <= from < until",
+                    fix=f"data.{name}=[0,7]",
+                )
         names = [s.name for s in self.streams]
         if len(set(names)) < len(names):
             raise GemkitError("a stream is named twice", where="streams", allowed="one window for each stream")

@@ -14,7 +14,9 @@ import numpy as np
 from gemkit.data import storage
 from gemkit.data.arrays import offsets_of, ranges
 from gemkit.data.histories import lengths_of, newest
+from gemkit.data.order import Places
 from gemkit.data.schema import Schema
+from gemkit.data.selection import DAY_S, Selection, nothing_left
 from gemkit.data.shards import Part, Rows, Shard, joined, located, take
 from gemkit.data.source import SPLITS
 from gemkit.data.verify import verified
@@ -30,11 +32,20 @@ class Dataset:
         schema: What the columns mean.
         manifest: Counts, hashes and origin.
         shards: Partitions 0, 1, ... of segment 0, then those of segment 1, and so on.
+        selection: Which examples the splits have.
     """
 
-    def __init__(self, folder: Path, schema: Schema, manifest: dict[str, Any], shards: Sequence[Shard]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        schema: Schema,
+        manifest: dict[str, Any],
+        shards: Sequence[Shard],
+        selection: Selection | None = None,
+    ) -> None:
         self.folder = folder
-        self.schema = schema
+        self.selection = selection or Selection()
+        self.schema = self.selection.reduced(schema)
         self.manifest = manifest
         self.shards = shards
         self._stream_events: dict[tuple[int, int], np.ndarray] = {}
@@ -56,6 +67,14 @@ class Dataset:
                 shards.append(_open_shard(folder, segment, partition, schema, manifest, items))
         return cls(folder, schema, manifest, shards)
 
+    def selected(self, selection: Selection) -> Dataset:
+        """The same data set, whose splits have only what the selection leaves.
+
+        Raises:
+            GemkitError: It names a surface or a task that is not there.
+        """
+        return Dataset(self.folder, self.schema, self.manifest, self.shards, selection)
+
     @property
     def num_examples(self) -> int:
         return int(self._bases[-1])
@@ -70,13 +89,64 @@ class Dataset:
         files: Mapping[str, str] = self.manifest["files"]
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def origin(self) -> str:
+        """Equal for one build and all that was appended to it since: an example id means the same example."""
+        first = {n: h for n, h in self.manifest["files"].items() if n.startswith(storage.segment_folder(0) + "/")}
+        return hashlib.sha256(json.dumps(first, sort_keys=True).encode()).hexdigest()
+
     @functools.cached_property
     def columns(self) -> dict[str, Any]:
         """Examples' columns: ``columns[name][rows]`` gathers. An array, or with several shards a `Column`."""
         return {n: joined([s.examples.columns[n] for s in self.shards]) for n in self.shards[0].examples.columns}
 
+    @functools.cached_property
+    def first_s(self) -> int:
+        """Time of the first example, seconds since 1970; 0 if the data set has no time."""
+        times = [s.examples.columns[storage.TIMESTAMP] for s in self.shards]
+        return int(min((t.min() for t in times if len(t)), default=0))
+
+    def days(self, rows: np.ndarray) -> np.ndarray:
+        """Days since the midnight (UTC) before the first example. Shape: (n,) -> (n,) float64."""
+        since: np.ndarray = self.columns[storage.TIMESTAMP][rows] - self.first_s // DAY_S * DAY_S
+        return since / DAY_S
+
+    def pick(self, rows: np.ndarray, days: tuple[float, float] | None, surfaces: Sequence[str] = ()) -> np.ndarray:
+        """Those of `rows` in a window of days (the last excluded) and on some surfaces; empty: on all.
+
+        Raises:
+            GemkitError: There are days, and the data set has no time.
+        """
+        keep = np.ones(len(rows), bool)
+        if days is not None:
+            if not self.manifest["columns"]["timestamp"]:
+                raise GemkitError(f"data set {self.schema.name!r} has no timestamps", where="days", fix="name no days")
+            found = self.days(rows)
+            keep &= (days[0] <= found) & (found < days[1])
+        if surfaces:
+            numbers = [self.schema.surfaces.index(name) for name in surfaces]
+            keep &= np.isin(self.columns[storage.SURFACE][rows], numbers)
+        picked: np.ndarray = rows[keep]
+        return picked
+
+    def places(self, name: str) -> Places:
+        """The rows of a split by place.
+
+        Raises:
+            GemkitError: The selection leaves no example of it.
+        """
+        if not self.selection.picks(name):
+            return Places.ranges(*self.split_ranges(name))
+        window = self.selection.window(name)
+        stored = Places.ranges(*self.split_ranges(name)).all() if window is None else np.arange(self.num_examples)
+        rows = self.pick(stored, window, self.selection.surfaces)
+        if not len(rows):
+            last = int(self.days(np.arange(self.num_examples)).max())
+            raise nothing_left(self.selection, name, self.schema, last)
+        return Places.chosen(rows, self._bases)
+
     def split_ranges(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """First and last row (excluded) of a split in each shard. Shape: (shards,), (shards,) int64."""
+        """First and last row (excluded) of a stored split in each shard. Shape: (shards,), (shards,) int64."""
         if name not in SPLITS:
             raise GemkitError(f"unknown split {name!r}", where="split", allowed=", ".join(SPLITS))
         number = SPLITS.index(name)
@@ -86,7 +156,7 @@ class Dataset:
 
     def split(self, name: str) -> np.ndarray:
         """Rows of the examples in a split, ascending. Shape: (rows,) int64."""
-        return np.concatenate([np.arange(a, b) for a, b in zip(*self.split_ranges(name), strict=True)])
+        return self.places(name).all()
 
     def located(self, rows: np.ndarray) -> list[Part]:
         """Where rows of examples lie."""

@@ -56,7 +56,7 @@ def encode_examples(dataset: Dataset, table: pa.Table, title: str) -> Dataset:
         storage.TIMESTAMP: timestamp,
         storage.WEIGHT: np.ones(rows, np.float32),
         storage.SURFACE: _surfaces(dataset, examples, named["surface"]),
-        storage.GROUP: np.zeros(rows, np.int64),
+        storage.GROUP: np.full(rows, -1, np.int64),
         storage.HISTORY: np.arange(rows, dtype=np.int32),
         **{t.name: pa.nulls(rows, pa.int8()) for t in schema.tasks},
         **{storage.DELAY + t.name: pa.nulls(rows, pa.float32()) for t in schema.tasks if t.delay},
@@ -71,6 +71,8 @@ def encode_examples(dataset: Dataset, table: pa.Table, title: str) -> Dataset:
     if dataset.shards[0].users is not None and named["user"] is not None:
         known = _known(dataset, examples.codes(named["user"], required=True))
         columns |= _histories(dataset, known, timestamp)
+        if schema.group == named["user"]:
+            columns[storage.GROUP] = _groups(dataset, known)
         columns[storage.USER] = np.arange(rows, dtype=np.int32)
         users = Rows(_user_rows(dataset, known), schema)
     if dataset.shards[-1].items is not None and named["item"] is not None:
@@ -78,7 +80,7 @@ def encode_examples(dataset: Dataset, table: pa.Table, title: str) -> Dataset:
         items = dataset.shards[-1].items
     empty = {name: values[:0] for name, values in dataset.shards[0].events.items()}
     new = Shard(Rows(storage.table_of(columns), schema), users, empty, items)
-    old = [shard._replace(examples=shard.examples.none()) for shard in dataset.shards]
+    old = [shard._replace(examples=shard.examples.none(columns)) for shard in dataset.shards]
     manifest = dataset.manifest | {"rows": dataset.manifest["rows"] | {"examples": rows}}
     return Dataset(dataset.folder, schema, manifest, [*old, new])
 
@@ -100,6 +102,19 @@ def _categorical(dataset: Dataset, examples: Columns) -> dict[str, Any]:
         of_rows = np.append(ids, np.int32(0))[codes.codes]  # code -1, an empty cell, picks the appended 0
         columns[f.name] = of_rows if offsets is None else pa.LargeListArray.from_arrays(offsets, of_rows)
     return columns
+
+
+def _groups(dataset: Dataset, known: Known) -> np.ndarray:
+    """The groups of users as the data set numbers them; -1 for a user without an example in it. Shape: (rows,)."""
+    groups = np.full(len(known.user), -1, np.int64)
+    for part in by_shard(known.shard):
+        users, shard = known.user[part.where], dataset.shards[part.shard]
+        if part.shard < 0 or shard.users is None:
+            continue
+        of_user = np.full(shard.users.num_rows, -1, np.int64)
+        of_user[shard.examples.columns[storage.USER]] = shard.examples.columns[storage.GROUP]
+        groups[part.where] = np.where(users >= 0, of_user[users], -1)
+    return groups
 
 
 def _surfaces(dataset: Dataset, examples: Columns, column: str | None) -> np.ndarray:

@@ -20,6 +20,7 @@ from gemkit.data.batch import Batch, Layout
 from gemkit.data.collate import Reading, collate
 from gemkit.data.dataset import Dataset
 from gemkit.data.order import Keys, Order, Places, ShuffledOrder, StoredOrder, TimeOrder, Times
+from gemkit.data.selection import Selection
 from gemkit.data.workers import in_processes, in_threads
 from gemkit.errors import GemkitError
 
@@ -67,7 +68,7 @@ class Loader:
         self.world_size = world_size
         self.config = config or LoaderConfig()
         self.pin_memory = pin_memory
-        places = Places(*dataset.split_ranges(split))
+        places = dataset.places(split)
         self._size = len(places)
         self._order = self._make_order(places)
         self._num_batches = self._size // batch_size
@@ -143,7 +144,7 @@ class Loader:
             "reading": dataclasses.replace(self.reading, layout=_later),
         }
         data = self.dataset
-        return RemoteLoader(data.folder, data.fingerprint, data.num_examples, epoch, rest)
+        return RemoteLoader(data.folder, data.fingerprint, data.num_examples, data.selection, epoch, rest)
 
     def _finish(self, batch: Batch) -> Batch:
         """What a worker process leaves to do."""
@@ -159,11 +160,21 @@ class RemoteLoader:
 
     Args:
         fingerprint, num_examples: Of the data set that the training process has open.
+        selection: What its splits have.
         rest: The other arguments of `Loader`.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, num_examples: int, epoch: int, rest: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        num_examples: int,
+        selection: Selection,
+        epoch: int,
+        rest: dict[str, Any],
+    ) -> None:
         self.folder, self.fingerprint, self.num_examples = folder, fingerprint, num_examples
+        self.selection = selection
         self.epoch, self.rest = epoch, rest
         self._loader: Loader | None = None
 
@@ -176,7 +187,7 @@ class RemoteLoader:
                     where=str(self.folder),
                     fix="leave the data set alone while it is read; for examples in no file, loader.worker_kind=thread",
                 )
-            self._loader = Loader(dataset, **self.rest)
+            self._loader = Loader(dataset.selected(self.selection), **self.rest)
         return self._loader.batch(self.epoch, number)
 
 
@@ -213,12 +224,12 @@ def keys_of(dataset: Dataset, group: str) -> Keys | None:
 
 
 def times_of(dataset: Dataset) -> Times:
-    """The timestamps of neighbouring examples, straight from the mapped file."""
+    """The timestamps of examples, straight from the mapped file."""
     bases = offsets_of(np.array([s.examples.num_rows for s in dataset.shards])).tolist()
 
-    def times(shard: int, start: int, stop: int) -> np.ndarray:
-        column = dataset.shards[shard].examples.columns[storage.TIMESTAMP]
-        return column[start - bases[shard] : stop - bases[shard]]
+    def times(shard: int, rows: np.ndarray) -> np.ndarray:
+        found: np.ndarray = dataset.shards[shard].examples.columns[storage.TIMESTAMP][rows - bases[shard]]
+        return found
 
     return times
 

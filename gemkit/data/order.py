@@ -31,29 +31,57 @@ BINS, CHUNK = 2**20, 2**20
 Keys = Callable[[np.ndarray], np.ndarray]
 """Rows (n,) -> a number for each (n,); neighbours of equal number are a group."""
 
-Times = Callable[[int, int, int], np.ndarray]
-"""Shard, first row, last row (excluded) -> their times."""
+Times = Callable[[int, np.ndarray], np.ndarray]
+"""Shard, rows (n,) in it, counted over all shards -> their times (n,)."""
 
 
 class Places:
-    """The rows of a split by place: one range of rows in each shard, back to back.
+    """The rows of a split by place: one range of rows in each shard, back to back, or chosen rows.
 
     Args:
-        starts, ends: (shards,) each.
+        starts: (shards,) places at which the shards begin, and the end of the last: (shards+1,).
+        first: (shards,) first row of each shard's range; unless `chosen`.
+        chosen: The rows themselves, ascending.
     """
 
-    def __init__(self, starts: np.ndarray, ends: np.ndarray) -> None:
-        self.starts, self.ends = starts.astype(np.int64), ends.astype(np.int64)
-        self._offsets = offsets_of(self.ends - self.starts)
+    def __init__(self, starts: np.ndarray, first: np.ndarray, chosen: np.ndarray | None = None) -> None:
+        self._starts, self._first, self._chosen = starts.astype(np.int64), first.astype(np.int64), chosen
+
+    @classmethod
+    def ranges(cls, first: np.ndarray, last: np.ndarray) -> Places:
+        """A range of rows in each shard. Shape: (shards,), (shards,), `last` excluded."""
+        return cls(offsets_of(last - first), first)
+
+    @classmethod
+    def chosen(cls, rows: np.ndarray, bases: np.ndarray) -> Places:
+        """Chosen rows, ascending, of shards that begin at `bases` (shards+1,)."""
+        return cls(np.searchsorted(rows, bases), bases[:-1], rows)
 
     def __len__(self) -> int:
-        return int(self._offsets[-1])
+        return int(self._starts[-1])
+
+    @property
+    def num_shards(self) -> int:
+        return len(self._starts) - 1
 
     def rows(self, places: np.ndarray) -> np.ndarray:
         """Shape: (n,) -> (n,) int64."""
-        shard = np.searchsorted(self._offsets, places, side="right") - 1
-        found: np.ndarray = places + (self.starts - self._offsets[:-1])[shard]
+        if self._chosen is not None:
+            picked: np.ndarray = self._chosen[places]
+            return picked
+        shard = np.searchsorted(self._starts, places, side="right") - 1
+        found: np.ndarray = places + (self._first - self._starts[:-1])[shard]
         return found
+
+    def all(self) -> np.ndarray:
+        """All rows, ascending. Shape: (len(self),) int64."""
+        return self.rows(np.arange(len(self)))
+
+    def chunks(self, shard: int) -> Iterator[np.ndarray]:
+        """The rows of a shard, some at a time."""
+        end = int(self._starts[shard + 1])
+        for begin in range(int(self._starts[shard]), end, CHUNK):
+            yield self.rows(np.arange(begin, min(begin + CHUNK, end)))
 
 
 class Order(ABC):
@@ -192,9 +220,9 @@ class TimeOrder(BufferedOrder):
         for shard, (oldest, newest) in enumerate(self._reach):
             if newest < first or last <= oldest:
                 continue
-            for begin, chunk in self._chunks(shard):
+            for found, chunk in self._chunks(shard):
                 inside = np.flatnonzero((first <= chunk) & (chunk < last))
-                rows.append(begin + inside)
+                rows.append(found[inside])
                 times.append(chunk[inside])
         return np.concatenate(rows)[np.argsort(np.concatenate(times), kind="stable")]
 
@@ -202,14 +230,14 @@ class TimeOrder(BufferedOrder):
         """Positions at which spans begin, and their times; each with the end of the last."""
         if self._spans is None:
             self._reach = []
-            for shard in range(len(self._places.starts)):
+            for shard in range(self._places.num_shards):
                 ends = [(int(c.min()), int(c.max())) for _, c in self._chunks(shard)]
                 self._reach.append((min((a for a, _ in ends), default=0), max((b for _, b in ends), default=-1)))
             filled = [reach for reach in self._reach if reach[0] <= reach[1]]
             oldest, newest = min((a for a, _ in filled), default=0), max((b for _, b in filled), default=0)
             width = (newest - oldest) // BINS + 1
             counts = np.zeros((newest - oldest) // width + 1, np.int64)
-            for shard in range(len(self._places.starts)):
+            for shard in range(self._places.num_shards):
                 for _, chunk in self._chunks(shard):
                     counts += np.bincount((chunk - oldest) // width, minlength=len(counts))
             before, edges = offsets_of(counts), [0]
@@ -219,8 +247,7 @@ class TimeOrder(BufferedOrder):
             self._spans = before[edges], oldest + width * np.array(edges)
         return self._spans
 
-    def _chunks(self, shard: int) -> Iterator[tuple[int, np.ndarray]]:
-        """First row and times of each chunk of a shard."""
-        end = int(self._places.ends[shard])
-        for begin in range(int(self._places.starts[shard]), end, CHUNK):
-            yield begin, self._times(shard, begin, min(begin + CHUNK, end)).astype(np.int64, copy=False)
+    def _chunks(self, shard: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows and times of each chunk of a shard."""
+        for rows in self._places.chunks(shard):
+            yield rows, self._times(shard, rows).astype(np.int64, copy=False)

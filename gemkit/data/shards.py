@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,11 +41,11 @@ class Rows:
             else:
                 self.columns[name] = _array(column.fill_null(np.nan) if column.null_count else column)
 
-    def none(self) -> Rows:
-        """The same columns without any row."""
+    def none(self, names: Container[str]) -> Rows:
+        """Those columns that are named, without any row."""
         empty = copy.copy(self)
         empty.num_rows = 0
-        empty.columns = {name: values[:0] for name, values in self.columns.items()}
+        empty.columns = {name: values[:0] for name, values in self.columns.items() if name in names}
         empty.bags = {name: (offsets[:1], ids[:0]) for name, (offsets, ids) in self.bags.items()}
         empty.vectors = {name: values[:0] for name, values in self.vectors.items()}
         return empty

@@ -25,7 +25,7 @@ from gemkit.pieces import overlap
 from gemkit.runs.files import replacing
 
 FORMAT = "gemkit-checkpoint"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 PARTS = "parts"
 """The folder of files with parts, and what a state says of them."""

@@ -14,6 +14,7 @@ from gemkit.cost import model_cost
 from gemkit.data import storage
 from gemkit.data.dataset import Dataset
 from gemkit.data.prepare import dataset_folder, prepare
+from gemkit.data.selection import Selection
 from gemkit.errors import GemkitError
 from gemkit.registry import Registry
 from gemkit.runs.environment import usable_cores
@@ -138,6 +139,7 @@ class Study:
         opened: dict[Path, Dataset] = {}
         options: dict[Path, dict[str, Any]] = {}
         ids: np.ndarray | None = None
+        base: Dataset | None = None
         for variant in self.plan.variants:
             data = variant.run.data
             folder = dataset_folder(data)
@@ -147,11 +149,12 @@ class Study:
                     where=str(folder),
                     fix="give it a folder of its own, with a variant of two words: data.root=... beside the option",
                 )
-            if folder in opened:
-                continue
-            with progress.callback("bytes") as fetching, progress.callback("steps") as building:
-                spec = self.registry.get("data", data.name)
-                opened[folder] = dataset = prepare(spec, data, fetching, building, progress.print)
+            if folder not in opened:
+                with progress.callback("bytes") as fetching, progress.callback("steps") as building:
+                    spec = self.registry.get("data", data.name)
+                    opened[folder] = prepare(spec, data, fetching, building, progress.print)
+            dataset = opened[folder].selected(Selection.of(data))
+            base = base or dataset
             own = np.sort(dataset.columns[storage.EXAMPLE_ID][dataset.split("test")])
             if ids is not None and not np.array_equal(ids, own):
                 raise GemkitError(
@@ -160,7 +163,8 @@ class Study:
                     fix="toggle options of the data set that leave its test split as it is",
                 )
             ids = own
-        return next(iter(opened.values()))
+        assert base is not None  # a plan has variants
+        return base
 
     def _threads(self, jobs: int) -> int:
         return max(1, (usable_cores() or 1) // jobs)

@@ -147,7 +147,10 @@ def no_text(rng: random.Random, target: Target) -> tuple[Any, bool]:
 
 def wrong_choice(rng: random.Random, target: Target) -> tuple[Any, bool] | None:
     choices = target.field.metadata.get("choices")
-    return (misspelt(rng, rng.choice(choices)), True) if choices else None
+    if not choices:
+        return None
+    wrong = misspelt(rng, rng.choice(choices))
+    return wrong, wrong not in choices
 
 
 def null(rng: random.Random, target: Target) -> tuple[Any, bool]:

@@ -32,7 +32,8 @@ COMMAND = f"touch {{folder}}/{PAYLOAD}"
 class Mutation(NamedTuple):
     """One command line that something is wrong with, maybe.
 
-    In `argv` and `files`, ``{folder}`` stands for an empty folder of this mutation's own, ``{run}`` for a run folder.
+    In `argv` and `files`, ``{folder}`` stands for an empty folder of this mutation's own, ``{run}`` for a run folder,
+    ``{log}`` for a teacher log.
 
     Attributes:
         kind: Class of the mutation.
@@ -308,8 +309,9 @@ class Mutations:
                 (("size.num_tokens=1",), ("size.num_tokens",), True),
                 (("size.num_tokens=4096", "size.dim=16384", "interaction.rank=4096"), ("size.dim",), True),
                 (("size.dim=16384", "head.hidden=[2000000000]"), ("head.hidden",), True),
-                (("transfer=distill",), ("transfer.teacher",), True),
-                (("transfer=distill", "transfer.teacher={folder}/nothing"), ("nothing", "transfer.teacher"), False),
+                (("transfer=distill",), ("transfer.log",), True),
+                (("transfer=distill", "transfer.log={folder}/nothing"), ("nothing", "transfer.log"), False),
+                (("transfer=[distill,nothing]", "transfer.log={log}"), ("nothing", "transfer"), True),
                 ((f"runs={{folder}}/file/{dim}",), ("runs", "file"), False),
             )
         )
@@ -360,7 +362,9 @@ def targets(registry: Registry) -> Iterator[Target]:
         if spec.kind == "data":
             words = () if spec.name == "table" else words
         if spec.kind == "transfer":
-            words = (*words, "transfer.teacher={run}")
+            fields = [f.name for f in dataclasses.fields(spec.config)]
+            words = (*words, "transfer.log={log}") if "log" in fields else (*words, "transfer.teacher={run}")
+            words = (*words, "transfer.parts={distill: {}}") if "parts" in fields else words
         for field in dataclasses.fields(spec.config):
             if field.name != "name":
                 yield Target(spec.kind, words, field, hints[field.name])

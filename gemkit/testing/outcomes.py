@@ -50,11 +50,13 @@ def outcome_of(mutation: Mutation, folder: Path, run_folder: Path, build: bool =
 
     Args:
         folder: An empty folder of its own.
-        run_folder: A trained run; mutations of a saved config work on a copy of it.
+        run_folder: A trained run; mutations of a saved config work on a copy of it. Beside its folder of runs lies a
+            teacher log, `teacher_log`.
         build: Whether a config that is accepted is built into a model, which takes one training step.
     """
     started_s = time.perf_counter()
-    places = {"{folder}": str(folder), "{run}": str(run_folder)}
+    log = run_folder.parent.parent / "teacher_log"
+    places = {"{folder}": str(folder), "{run}": str(run_folder), "{log}": str(log)}
     argv = [_filled(word, places) for word in mutation.argv]
     if any(name.startswith("run/") for name, _ in mutation.files):
         shutil.copytree(run_folder, folder / "run")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gemkit.config.compose import compose
 from gemkit.config.fields import to_mapping
-from gemkit.config.run import RunConfig
+from gemkit.config.run import READING, RunConfig
 from gemkit.registry import Registry, load_registry
 from gemkit.runs.progress import Progress
 from gemkit.testing.data import make_source
@@ -59,7 +59,7 @@ def tiny_run(folder: Path, *overrides: str, registry: Registry | None = None, **
     """
     registry = registry or load_registry()
     run = compose(["data=table", *SMALL, f"runs={folder / 'runs'}", *overrides], registry)
-    own = {f.name: getattr(run.data, f.name) for f in dataclasses.fields(run.data) if f.name == "max_history"}
+    own = {name: getattr(run.data, name) for name in READING if name != "root"}
     return dataclasses.replace(run, data=registry.config("data", table_config(folder, **options) | own))
 
 

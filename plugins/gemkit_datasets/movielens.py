@@ -17,6 +17,7 @@ from gemkit.config.fields import option
 from gemkit.config.run import DataConfig
 from gemkit.data.schema import CategoricalFeature, DenseFeature, EventField, Task
 from gemkit.data.source import Source, Split
+from gemkit.errors import GemkitError
 from gemkit.interfaces import DataRecipe
 from gemkit_datasets.movielens_files import Tables, fetch_files, read_files
 
@@ -34,16 +35,32 @@ class MovieLens1MConfig(DataConfig):
         " paper, without ids and histories.",
         choices=("time", "autoint"),
     )
+    surface_by: str = option(
+        "none",
+        "What stands in for the surface of an example, of which the data says nothing: the user's gender or age group, "
+        "so that each is a domain of its own (split=time).",
+        choices=("none", "gender", "age"),
+    )
     max_history: int = option(48, "Newest events of each history that are read.", ge=1)
     archive: str | None = option(None, "A copy of ml-1m.zip that you already have; null: it is downloaded.")
 
+    def check(self) -> None:
+        super().check()
+        if self.surface_by != "none" and self.split != "time":
+            raise GemkitError(
+                f"surface_by = {self.surface_by} needs split = time", where="surface_by", fix="data.split=time"
+            )
+
     @property
     def folder_name(self) -> str:
+        if self.surface_by != "none":
+            return f"{self.name}_by_{self.surface_by}"
         return self.name if self.split == "time" else f"{self.name}_{self.split}"
 
     @property
     def build_options(self) -> dict[str, Any]:
-        return {k: v for k, v in super().build_options.items() if k != "archive"}
+        left_out = {"archive", *(["surface_by"] if self.surface_by == "none" else [])}
+        return {k: v for k, v in super().build_options.items() if k not in left_out}
 
 
 @component("data", MovieLens1MConfig)
@@ -77,10 +94,14 @@ class MovieLens1M(DataRecipe):
 
     def source(self, folder: Path) -> Source:
         tables, files = read_files(folder)
-        return autoint_source(tables, files) if self.config.split == "autoint" else time_source(tables, files)
+        return (
+            autoint_source(tables, files)
+            if self.config.split == "autoint"
+            else time_source(tables, files, self.config.surface_by)
+        )
 
 
-def time_source(tables: Tables, files: dict[str, str]) -> Source:
+def time_source(tables: Tables, files: dict[str, str], surface_by: str = "none") -> Source:
     """Every rating, with its history, split by time."""
     ratings = _joined(tables)
     stars, seconds = ratings["rating"].to_numpy(), ratings["timestamp"].to_numpy()
@@ -106,6 +127,7 @@ def time_source(tables: Tables, files: dict[str, str]) -> Source:
         user="user_id",
         timestamp="timestamp",
         group="user_id",
+        surface=None if surface_by == "none" else surface_by,
         files=files,
     )
 

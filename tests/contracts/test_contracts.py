@@ -14,6 +14,7 @@ from gemkit.registry import load_registry
 from gemkit.testing import bench, contracts
 from gemkit.testing.contracts import CONTRACTS, Check, variants
 from gemkit.testing.runs import silent, table_config, tiny_run
+from gemkit.testing.teaching import write_log
 
 MORE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("interaction", "wukong"): {
@@ -107,7 +108,32 @@ MORE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 }
 """Configs beside the default and the choices, where other values build something else."""
 
-WITHOUT_DEFAULT = {("transfer", "distill")}
+TRANSFERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "distill": ("distill", {"log": "{log}"}),
+    "distill_soft": ("distill", {"log": "{log}", "temperature": 2.0, "weight": 0.5, "gate": True}),
+    "auxiliary_head": ("auxiliary_head", {"log": "{log}"}),
+    "auxiliary_head_scaled": (
+        "auxiliary_head",
+        {"log": "{log}", "alpha": 0.7, "beta": 0.1, "weight": 3.0, "hidden": (), "gate": True},
+    ),
+    "student_adapter": ("student_adapter", {"log": "{log}"}),
+    "student_adapter_serving": ("student_adapter", {"log": "{log}", "head": "serving", "gate": True}),
+    "student_adapter_context": ("student_adapter", {"log": "{log}", "context": True, "adapter_hidden": (8, 7)}),
+    "representation": ("representation", {"log": "{log}"}),
+    "representation_newest": ("representation", {"log": "{log}", "of": "newest", "min_age_s": 3600}),
+    "parameter_sharing": ("parameter_sharing", {"teacher": "{run}"}),
+    "parameter_sharing_frozen": (
+        "parameter_sharing",
+        {"teacher": "{run}", "share": ("tables.user_id", "dense.tokenizer.*"), "frozen": True},
+    ),
+    "several": (
+        "several",
+        {"log": "{log}", "parts": {"distill": {}, "student_adapter": {}, "second": {"name": "representation"}}},
+    ),
+}
+"""Transfer strategies with a log or a run folder of the contracts' own data."""
+
+WITHOUT_DEFAULT = {("transfer", name) for name, _ in TRANSFERS.values()}
 """Components whose default config cannot be built, for it names no teacher."""
 
 
@@ -139,21 +165,24 @@ def test_slow_contract(check: Check) -> None:
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Iterator[Path]:
-    """The run folder of a model trained on the contracts' own data."""
+def teacher() -> Iterator[dict[str, str]]:
+    """A teacher log, and the run folder of a model, both of the contracts' own data."""
     from gemkit.train import train
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        write_log(folder / "log", bench.dataset())
         run = tiny_run(folder, "train.max_steps=3", **bench.DATA)
         train(run, load_registry(), progress=silent())
-        yield next((folder / "runs").iterdir())
+        yield {"{log}": str(folder / "log"), "{run}": str(next((folder / "runs").iterdir()))}
 
 
-@pytest.mark.parametrize("changes", [{}, {"temperature": 2.0, "weight": 0.5}], ids=["default", "soft"])
-def test_distill(teacher: Path, changes: dict[str, Any]) -> None:
-    spec = load_registry().get("transfer", "distill")
-    checks = contracts(spec.cls, {"online": spec.config(teacher=str(teacher), **changes)}, only_given=True)
+@pytest.mark.parametrize("label", TRANSFERS)
+def test_transfer(teacher: dict[str, str], label: str) -> None:
+    name, values = TRANSFERS[label]
+    spec = load_registry().get("transfer", name)
+    values = {key: teacher.get(value, value) if isinstance(value, str) else value for key, value in values.items()}
+    checks = contracts(spec.cls, {label: spec.config(**values)}, only_given=True)
     assert len(checks) > 5
     for check in checks:
         check()

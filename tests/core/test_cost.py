@@ -606,7 +606,7 @@ def test_the_command_prints_and_writes_the_same(data: Path, tmp_path: Path, caps
 
 def test_the_command_says_what_it_leaves_out(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = write_config(tiny_run(data), tmp_path / "configs")
-    extra = ["transfer=distill", "transfer.teacher=nowhere", "train.checkpoint_activations=true", "sequence=none"]
+    extra = ["transfer=distill", "transfer.log=nowhere", "train.checkpoint_activations=true", "sequence=none"]
     assert main(["cost", *words, *extra, "cross=none"]) == 0
     text = capsys.readouterr().out
     assert "transfer=distill is not counted" in text

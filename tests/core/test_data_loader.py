@@ -62,8 +62,8 @@ class Split:
     def rows(self) -> np.ndarray:
         return np.concatenate([np.arange(a, b) for a, b in zip(self.starts, self.ends, strict=True)])
 
-    def split_ranges(self, _: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.starts, self.ends
+    def places(self, _: str) -> Places:
+        return Places.ranges(self.starts, self.ends)
 
     def history_keys(self, rows: np.ndarray) -> np.ndarray:
         self.asked.append(len(rows))
@@ -73,9 +73,9 @@ class Split:
         return np.minimum(self.lengths[rows], max_history)
 
     def order(self, kind: str, buffer: int, seed: int = 1) -> Order:
-        places = Places(self.starts, self.ends)
+        places = self.places("train")
         if kind == "time":
-            return TimeOrder(places, lambda _, a, b: self.times[a:b], buffer=buffer)
+            return TimeOrder(places, lambda _, rows: self.times[rows], buffer=buffer)
         if kind == "stored":
             return StoredOrder(places)
         return ShuffledOrder(places, None if kind == "none" else self.history_keys, seed=seed, buffer=buffer)
@@ -173,7 +173,7 @@ def test_a_thousand_million_examples_take_one_buffer() -> None:
 
     tracemalloc.start()
     try:
-        made = ShuffledOrder(Places(np.array([0]), np.array([size])), keys, seed=1, buffer=buffer)
+        made = ShuffledOrder(Places.ranges(np.array([0]), np.array([size])), keys, seed=1, buffer=buffer)
         rows = made.rows(0, 10**6 * batch, (10**6 + 1) * batch)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -188,7 +188,7 @@ def test_time_order_holds_a_span(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order, "BINS", 2**12)
     size = 2**20
     scattered = TimeOrder(
-        Places(np.array([0]), np.array([size])), lambda _, a, b: np.arange(a, b) * 7919 % size, buffer=2**13
+        Places.ranges(np.array([0]), np.array([size])), lambda _, rows: rows * 7919 % size, buffer=2**13
     )
     tracemalloc.start()
     try:

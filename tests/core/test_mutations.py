@@ -18,9 +18,11 @@ from gemkit.config.fields import Config, option
 from gemkit.config.memory import check_fits
 from gemkit.errors import GemkitError
 from gemkit.registry import load_registry
+from gemkit.session import open_dataset
 from gemkit.testing.mutations import COMMAND, PAYLOAD, Mutations, targets
 from gemkit.testing.outcomes import DEFECT, ERROR, VALID, outcome_of
 from gemkit.testing.runs import SMALL, silent, table_config
+from gemkit.testing.teaching import write_log
 from gemkit.train import train
 
 WithoutRights = Callable[[], contextlib.AbstractContextManager[None]]
@@ -40,7 +42,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], 
     words += [f"runs={folder / 'runs'}"]
     before = Path.cwd()
     os.chdir(folder)
-    train(compose(words, load_registry(), [folder / "configs"]), load_registry(), progress=silent())
+    run = compose(words, load_registry(), [folder / "configs"])
+    train(run, load_registry(), progress=silent())
+    write_log(folder / "teacher_log", open_dataset(run, load_registry(), silent()))
     yield ["--config-dir", str(folder / "configs"), *words], next((folder / "runs").iterdir())
     os.chdir(before)
 

@@ -27,7 +27,9 @@ from gemkit.runs.inspect import inspect_run
 from gemkit.runs.lock import is_locked, locked
 from gemkit.runs.log import logged
 from gemkit.runs.stopping import Stopped
+from gemkit.session import open_dataset
 from gemkit.testing.runs import silent, tiny_run
+from gemkit.testing.teaching import write_log
 from gemkit.train import Training, train
 
 WithoutRights = Callable[[], contextlib.AbstractContextManager[None]]
@@ -114,13 +116,19 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert_same(folder, whole)
 
 
-def test_a_run_with_a_teacher_resumes_too(data: Path, tmp_path: Path, whole: RunFolder) -> None:
-    overrides = [*OVERRIDES, "transfer=distill", f"transfer.teacher={whole.path}"]
+def test_a_run_with_teachers_resumes_too(data: Path, tmp_path: Path) -> None:
+    """With heads and an adapter beside the student, their optimisers, and gates that remember."""
+    dataset = open_dataset(tiny_run(data), load_registry(), silent())
+    write_log(tmp_path / "log", dataset)
+    overrides = [*OVERRIDES, "transfer=[auxiliary_head,student_adapter,representation]", f"transfer.log={tmp_path}/log"]
+    overrides += ["transfer.parts.student_adapter.gate=true", "transfer.parts.auxiliary_head.gate=true"]
     train(tiny_run(data, *overrides, f"runs={tmp_path / 'whole'}"), load_registry(), progress=silent())
     run = tiny_run(data, *overrides, f"runs={tmp_path / 'stopped'}")
     folder, _ = stopped(run, "step", 6)
     train(run, load_registry(), folder.path, progress=silent())
     assert_same(folder, only_run(tmp_path / "whole"))
+    gates = [row["transfer/auxiliary_head/gate/click"] for row in folder.rows() if row["split"] == "train"]
+    assert gates[-1] < 1, "the gate has nothing to remember"
 
 
 def test_stopped_while_the_test_split_is_evaluated(data: Path, tmp_path: Path, whole: RunFolder) -> None:

@@ -103,7 +103,7 @@ def test_damage_names_the_other_checkpoint(stored: Path) -> None:
 
 def test_other_version_and_other_files_are_refused(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 99)
-    with pytest.raises(GemkitError, match=r"format version 3\n(.|\n)*allowed: version 99"):
+    with pytest.raises(GemkitError, match=r"format version [0-9]+\n(.|\n)*allowed: version 99"):
         load(stored)
     safetensors.torch.save_file({"w": torch.zeros(1)}, stored)
     with pytest.raises(GemkitError, match="not a checkpoint of gemkit"):

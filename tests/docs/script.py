@@ -40,7 +40,10 @@ from gemkit.session import open_dataset
 from gemkit.studies.plan import make_plan
 from gemkit.studies.scaling.plan import make_ladder
 from gemkit.testing.runs import silent, table_config
+from gemkit.testing.teaching import write_log
 from gemkit.train import train
+from gemkit.transfer.graph.config import read_graph
+from gemkit.transfer.graph.run import GraphRunner
 
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 STEPS = 2
@@ -113,6 +116,8 @@ class Script:
             assert isinstance(yaml.safe_load(block.text), dict)
             if path.parent.name == LADDERS:
                 self._ladders.append(path)
+            elif path.parent.name == "graphs":
+                read_graph(path)
             else:
                 assert path.parent.name in GROUPS, f"{block.title} is no choice of a group"
                 (self._studies if is_study(read_config_file(path)) else self._choices).append(path)
@@ -176,6 +181,15 @@ class Script:
                 if args.overrides or args.rung:
                     make_ladder(ladder_config(args, load_registry()), load_registry(), args.config_dir)
                     self.done["planned"] += 1
+                return
+            elif argv[0] == "transfer":
+                GraphRunner(read_graph(args.graph), self.folder / "out", load_registry()).check()
+                self.done["planned"] += 1
+                return
+            elif argv[0] == "teach":
+                run = self._synthetic(compose([], load_registry()))
+                write_log(self.folder / args.log, open_dataset(run, load_registry(), silent()))
+                self.done["taught"] += 1
                 return
             elif argv[0] not in ("train", "config", "components") or argv[0] == "train":
                 return  # of a run folder that the reader has, or, for the doctor, slow and tested elsewhere

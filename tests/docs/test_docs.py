@@ -171,7 +171,7 @@ def test_every_kind_has_its_interface_listed() -> None:
     assert {kind: cell.strip("`") for kind, cell, _ in rows} == INTERFACES
     for kind, cell, compulsory in rows:
         named = set(re.findall(r"`([a-z_]+)`", compulsory))
-        abstract = set(getattr(interfaces, cell.strip("`")).__abstractmethods__)
+        abstract = set(getattr(getattr(interfaces, cell.strip("`")), "__abstractmethods__", ()))
         assert kind == "parallel" or abstract <= named, kind
         assert all(n in dir(getattr(interfaces, cell.strip("`"))) or n in _annotated(cell) for n in named), kind
 

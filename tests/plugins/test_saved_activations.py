@@ -23,7 +23,9 @@ from gemkit.registry import load_registry
 from gemkit.runs import checkpoint
 from gemkit.runs.folder import RunFolder
 from gemkit.runs.stopping import Stopped
+from gemkit.session import open_dataset
 from gemkit.testing.runs import silent, tiny_run
+from gemkit.testing.teaching import write_log
 from gemkit.train import Training, train
 
 LARGE = 2**16
@@ -157,9 +159,9 @@ def test_forward_is_exact_and_training_goes_on_nearly_alike(data: Path, tmp_path
 
 def test_stopped_and_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
     """With accumulation, dropout and a teacher, whose taps are returned from inside."""
-    teacher = finished(data, tmp_path / "teacher", "train.max_steps=1")
+    write_log(tmp_path / "log", open_dataset(tiny_run(data), load_registry(), silent()))
     words = [*SIZE, FP8, "train.accumulate=2", "train.epochs=2", "tokenizer.dropout=0.1"]
-    words += ["transfer=distill", f"transfer.teacher={teacher.path}"]
+    words += ["transfer=distill", f"transfer.log={tmp_path / 'log'}"]
     whole = finished(data, tmp_path / "whole", *words)
     run = tiny_run(data, *words, f"runs={tmp_path / 'stopped'}")
     with pytest.raises(Stopped), contextlib.ExitStack() as resources:

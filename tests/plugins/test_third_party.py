@@ -32,7 +32,11 @@ def test_it_trains_from_the_command_line(tmp_path: Path) -> None:
         return folder
 
     teacher = train("interaction=cross_net", "sequence=nextitnet")
-    student = train("transfer=similarity", f"transfer.teacher={teacher}")
+    log = tmp_path / "log"
+    words = [str(teacher), "--log", str(log), "--codes", "4"]
+    asked = [sys.executable, "-m", "gemkit.cli.main", "teach", *words]
+    assert subprocess.run(asked, capture_output=True, check=False).returncode == 0
+    student = train("transfer=similarity", f"transfer.log={log}")
     for folder in (teacher, student):
         assert json.loads((folder / "metrics.json").read_text())["test"]["click"]["auc"] is not None
         assert "gemkit_example" in (folder / "environment.json").read_text()

@@ -13,12 +13,10 @@ from gemkit_example.similarity import SimilarityConfig, SimilarityPreserving
 from torch.nn import functional as F
 
 from gemkit.component import spec_of
-from gemkit.registry import load_registry
 from gemkit.testing import bench, contracts
 from gemkit.testing.contracts import Check
-from gemkit.testing.runs import silent, tiny_run
+from gemkit.testing.teaching import write_log
 from gemkit.testing.tolerances import assert_close
-from gemkit.train import train
 
 CHECKS = [
     *contracts(CrossNet, {"rank=1": CrossNetConfig(rank=1)}),
@@ -45,10 +43,9 @@ def test_nextitnet_equals_convolutions_of_single_histories() -> None:
 
 
 def test_transfer(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, "train.max_steps=3", num_users=20, num_examples=800, num_events=3600)
-    train(run, load_registry(), progress=silent())
-    config = SimilarityConfig(teacher=str(next((tmp_path / "runs").iterdir())))
-    checks = contracts(SimilarityPreserving, {"online": config}, only_given=True)
+    write_log(tmp_path / "log", bench.dataset())
+    config = SimilarityConfig(log=str(tmp_path / "log"))
+    checks = contracts(SimilarityPreserving, {"logged": config}, only_given=True)
     assert checks
     for check in checks:
         check()

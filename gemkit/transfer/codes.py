@@ -1,0 +1,141 @@
+"""Compact codes of a teacher's readouts: a linear autoencoder, and few bits for each number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from gemkit.errors import GemkitError
+from gemkit.runs.files import replacing
+
+BITS = (4, 8, 32)
+LIMITS = {4: 2.5, 8: 4.0}
+"""Largest number of a code in steps of its deviation: about where rounding and clipping of normal values cost the
+same."""
+
+RIDGE = 1e-3
+
+
+class CodeSpace(NamedTuple):
+    """A map from readouts to codes, whose numbers have deviation 1 on the examples that it was fitted to.
+
+    Attributes:
+        mean: (R,) float32, what is taken from a readout first.
+        matrix: (R, K) float32.
+        shift: (K,) float32, added at the end; 0 unless the space was anchored.
+        bits: Of each number as it is stored: 4, 8, or 32 (a float).
+    """
+
+    mean: np.ndarray
+    matrix: np.ndarray
+    shift: np.ndarray
+    bits: int
+
+    @property
+    def width(self) -> int:
+        """K."""
+        return int(self.matrix.shape[1])
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one stored code."""
+        return -(-self.width * self.bits // 8)
+
+    def encode(self, readouts: np.ndarray) -> np.ndarray:
+        """Shape: (n, R) -> (n, K) float32."""
+        codes: np.ndarray = (readouts - self.mean) @ self.matrix + self.shift
+        return codes
+
+    def pack(self, codes: np.ndarray) -> np.ndarray:
+        """Codes as they are stored. Shape: (n, K) -> (n, num_bytes) uint8."""
+        stored: np.ndarray
+        if self.bits == 32:
+            stored = np.ascontiguousarray(codes, np.float32).view(np.uint8)
+            return stored
+        largest = 2 ** (self.bits - 1) - 1
+        levels = np.rint(codes / LIMITS[self.bits] * largest).clip(-largest, largest).astype(np.int8)
+        unsigned: np.ndarray = (levels.astype(np.int16) + largest).astype(np.uint8)
+        if self.bits == 8:
+            return unsigned
+        padded = np.pad(unsigned, ((0, 0), (0, self.width % 2)))
+        stored = padded[:, ::2] | (padded[:, 1::2] << 4)
+        return stored
+
+    def unpack(self, stored: np.ndarray) -> np.ndarray:
+        """What `pack` stored, up to rounding. Shape: (n, num_bytes) uint8 -> (n, K) float32."""
+        if self.bits == 32:
+            return np.ascontiguousarray(stored).view(np.float32)
+        largest = 2 ** (self.bits - 1) - 1
+        if self.bits == 4:
+            stored = np.stack([stored & 15, stored >> 4], axis=2).reshape(len(stored), -1)[:, : self.width]
+        codes: np.ndarray = (stored.astype(np.float32) - largest) * np.float32(LIMITS[self.bits] / largest)
+        return codes
+
+    def save(self, path: Path) -> None:
+        """Writes the space as a safetensors file."""
+        arrays = {"mean": self.mean, "matrix": self.matrix, "shift": self.shift}
+        with replacing(path) as temporary:
+            save_file({n: np.ascontiguousarray(a, np.float32) for n, a in arrays.items()}, temporary)
+
+    @classmethod
+    def load(cls, path: Path, width: int, bits: int) -> CodeSpace:
+        """What `save` wrote.
+
+        Raises:
+            GemkitError: There is none, or it has another width.
+        """
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                found: dict[str, Any] = {name: file.get_tensor(name) for name in ("mean", "matrix", "shift")}
+            if found["matrix"].shape != (len(found["mean"]), width) or found["shift"].shape != (width,):
+                raise ValueError("its shapes do not fit")
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            raise GemkitError(f"cannot read the codes' space: {error}", where=str(path), fix="teach anew") from error
+        return cls(**found, bits=bits)
+
+
+def fit(readouts: np.ndarray, width: int, bits: int) -> CodeSpace:
+    """The best linear autoencoder of `width` numbers: principal components, each scaled to deviation 1.
+
+    Paper: Baldi and Hornik (1989): a linear autoencoder's best code spans the first principal components.
+    Differs: whitened, so that every number is stored with the same step.
+
+    Shape: readouts (n, R).
+
+    Raises:
+        GemkitError: A readout has fewer than `width` numbers, or there are fewer examples.
+    """
+    if width > min(readouts.shape):
+        raise GemkitError(
+            f"codes of {width} numbers from {len(readouts)} readouts of {readouts.shape[1]}",
+            where="--codes",
+            allowed=f"at most {min(readouts.shape)}",
+        )
+    wide = readouts.astype(np.float64)
+    mean = wide.mean(axis=0)
+    variances, directions = np.linalg.eigh(np.cov(wide - mean, rowvar=False).reshape(wide.shape[1], -1))
+    variances, directions = variances[::-1][:width], directions[:, ::-1][:, :width]
+    # The sign of an eigenvector is the library's choice; its largest entry shall be positive.
+    directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(width)])
+    matrix = directions / np.sqrt(np.maximum(variances, 1e-9 * variances[0] + 1e-30))
+    return CodeSpace(mean.astype(np.float32), matrix.astype(np.float32), np.zeros(width, np.float32), bits)
+
+
+def anchored(readouts: np.ndarray, codes: np.ndarray, bits: int) -> CodeSpace:
+    """The space that maps another teacher's readouts as near as it can to existing codes of the same examples.
+
+    Ridge regression: a refreshed teacher goes on in the code space that students have learned to read.
+
+    Shape: readouts (n, R), codes (n, K).
+    """
+    wide = readouts.astype(np.float64)
+    mean, shift = wide.mean(axis=0), codes.astype(np.float64).mean(axis=0)
+    centred = wide - mean
+    gram = centred.T @ centred
+    gram += np.eye(len(gram)) * (RIDGE * np.trace(gram) / len(gram) + 1e-12)
+    matrix = np.linalg.solve(gram, centred.T @ (codes - shift))
+    return CodeSpace(mean.astype(np.float32), matrix.astype(np.float32), shift.astype(np.float32), bits)

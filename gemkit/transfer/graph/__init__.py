@@ -1,0 +1,1 @@
+"""Graphs of teachers and students: `gemkit transfer`."""

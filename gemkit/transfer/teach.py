@@ -1,0 +1,206 @@
+"""A teacher answers examples: `gemkit teach`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from gemkit.data import storage
+from gemkit.data.batch import Batch
+from gemkit.data.collate import collate
+from gemkit.data.dataset import Dataset
+from gemkit.data.fetch import sha256_of
+from gemkit.data.selection import DAY_S, Selection
+from gemkit.data.workers import in_threads
+from gemkit.errors import GemkitError
+from gemkit.registry import Registry
+from gemkit.runs.folder import RunFolder
+from gemkit.runs.keeping import BEST
+from gemkit.runs.lock import locked
+from gemkit.runs.progress import Progress
+from gemkit.session import LoadedRun, load_run, reading_of, to_device
+from gemkit.transfer import codes
+from gemkit.transfer.codes import CodeSpace
+from gemkit.transfer.log import Rows, TeacherLog
+
+PART_ROWS = 65_536
+"""Answers in a part of the log: what is lost at most when a process is killed."""
+
+FIT_ROWS = 16_384
+"""Examples to which a code space is fitted: the newest that the teacher was trained on, or that the anchor knows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What a teacher is asked.
+
+    Attributes:
+        days: First and last day (excluded) of the examples; None: all that are newer than the teacher.
+        surfaces: Only examples on these; empty: on all.
+        seen: Answer examples too that the teacher may have been trained on.
+        code_width: Numbers in each code; None: no codes.
+        code_bits: Of each number.
+        anchor: A log whose code space is kept, by a teacher that was refreshed.
+    """
+
+    days: tuple[float, float] | None = None
+    surfaces: tuple[str, ...] = ()
+    seen: bool = False
+    code_width: int | None = None
+    code_bits: int = 8
+    anchor: Path | None = None
+
+
+class Taught(NamedTuple):
+    """What `teach` did.
+
+    Attributes:
+        asked: Examples that the lesson has.
+        answered: Those of them that the log did not have before.
+    """
+
+    asked: int
+    answered: int
+
+
+def teach(
+    run_folder: Path, log_folder: Path, lesson: Lesson, registry: Registry, progress: Progress | None = None
+) -> Taught:
+    """Writes what a run's best model says about examples into a log, those left out that the log has already.
+
+    It can be stopped at any time; the same call goes on. An example is known by its id in the run's data set.
+
+    Raises:
+        GemkitError: The teacher may have been trained on some of the examples, and that was not asked for; the log is
+            of another data set or other tasks; a file cannot be written.
+    """
+    progress = progress or Progress()
+    loaded = load_run(run_folder, registry)
+    data = loaded.open_dataset(registry, progress)
+    snapshot = loaded.snapshot_s
+    rows = _asked(data, lesson, snapshot)
+    log_folder.mkdir(parents=True, exist_ok=True)
+    with locked(log_folder), progress:
+        log = _open_log(log_folder, lesson, loaded, data, progress)
+        answered = log.rows()[0].example_id
+        left = rows[~np.isin(data.columns[storage.EXAMPLE_ID][rows], answered)]
+        checkpoint = sha256_of(RunFolder.open(run_folder).checkpoints / BEST)
+        with progress.task("teach", total=len(rows), done=len(rows) - len(left)) as bar:
+            for start in range(0, len(left), PART_ROWS):
+                part = left[start : start + PART_ROWS]
+                # By the part, so that no row claims that its teacher was younger than it is.
+                old = snapshot if (data.columns[storage.TIMESTAMP][part] > snapshot).all() else None
+                log.append(_answers(loaded, data, part, log.space), run_folder.resolve().name, checkpoint, old)
+                bar.advance(len(part))
+    return Taught(len(rows), len(left))
+
+
+def _asked(data: Dataset, lesson: Lesson, snapshot: int) -> np.ndarray:
+    """The rows that the lesson has, ascending.
+
+    Raises:
+        GemkitError: There are none, or the teacher may have been trained on some.
+    """
+    data.selected(Selection(surfaces=lesson.surfaces))  # which knows the names
+    asked = data.pick(np.arange(data.num_examples), lesson.days, lesson.surfaces)
+    new = data.columns[storage.TIMESTAMP][asked] > snapshot
+    if lesson.days is None and not lesson.seen:
+        asked, new = asked[new], new[new]
+    day = float((snapshot - data.first_s // DAY_S * DAY_S) / DAY_S)
+    if not len(asked):
+        raise GemkitError(
+            "there is no such example" if lesson.days else "no example is newer than the teacher",
+            where="--days" if lesson.days else "data.train_days",
+            fix=f"the teacher has seen day {day:.2f}: train it on earlier days, or --seen",
+        )
+    if not lesson.seen and not new.all():
+        raise GemkitError(
+            f"{(~new).sum():,} of {len(asked):,} examples are not newer than the teacher, which may know their labels",
+            where="--days",
+            allowed=f"days after {day:.2f}",
+            fix="--seen, if that is wanted",
+        )
+    return asked
+
+
+def _open_log(folder: Path, lesson: Lesson, loaded: LoadedRun, data: Dataset, progress: Progress) -> TeacherLog:
+    tasks = data.schema.task_names
+    if not TeacherLog.is_there(folder):
+        space = None
+        if lesson.code_width is not None or lesson.anchor is not None:
+            space = _code_space(lesson, loaded, data, progress)
+        return TeacherLog.create(folder, tasks, data.schema.name, data.origin, space)
+    log = TeacherLog.open(folder)
+    for what, here, there in (
+        ("data set", data.schema.name, log.data),
+        ("tasks", ", ".join(tasks), ", ".join(log.tasks)),
+        ("build of the data set", data.origin[:12], log.origin[:12]),
+    ):
+        if here != there:
+            raise GemkitError(f"the log is of another {what}", where=str(folder), allowed=there, fix="name a new log")
+    wanted = lesson.code_width
+    if wanted is not None and (log.space is None or (log.space.width, log.space.bits) != (wanted, lesson.code_bits)):
+        found = f"{log.space.width} numbers of {log.space.bits} bits" if log.space else "no codes"
+        raise GemkitError("the log has other codes", where="--codes", allowed=found, fix="name a new log")
+    return log
+
+
+def _code_space(lesson: Lesson, loaded: LoadedRun, data: Dataset, progress: Progress) -> CodeSpace:
+    """
+    Raises:
+        GemkitError: The anchor has no codes, or no example of this data set.
+    """
+    if lesson.anchor is None:
+        assert lesson.code_width is not None
+        rows = data.split("train")
+        newest = np.sort(rows[np.argsort(data.columns[storage.TIMESTAMP][rows], kind="stable")[-FIT_ROWS:]])
+        return codes.fit(_readouts(loaded, data, newest, progress), lesson.code_width, lesson.code_bits)
+    anchor = TeacherLog.open(lesson.anchor)
+    known = anchor.rows()[0]
+    ids = np.asarray(data.columns[storage.EXAMPLE_ID])
+    if anchor.space is None or anchor.origin != data.origin:
+        problem = "has no codes" if anchor.space is None else "is of another build of the data set"
+        raise GemkitError(f"the anchor {problem}", where="--anchor", allowed="a log with --codes of the same data set")
+    place = np.searchsorted(known.example_id, ids).clip(max=len(known.example_id) - 1)
+    shared = np.flatnonzero(known.example_id[place] == ids)
+    rows = np.sort(np.random.default_rng(0).permutation(shared)[:FIT_ROWS])
+    return codes.anchored(
+        _readouts(loaded, data, rows, progress), anchor.space.unpack(known.code[place[rows]]), anchor.space.bits
+    )
+
+
+def _readouts(loaded: LoadedRun, data: Dataset, rows: np.ndarray, progress: Progress) -> np.ndarray:
+    found = []
+    with torch.no_grad(), progress.task("codes", total=len(rows)) as bar:
+        for batch in _batches(loaded, data, rows):
+            found.append(loaded.model(batch).readout.float().cpu().numpy())
+            bar.advance(batch.size)
+    return np.concatenate(found)
+
+
+@torch.no_grad()
+def _answers(loaded: LoadedRun, data: Dataset, rows: np.ndarray, space: CodeSpace | None) -> Rows:
+    parts = []
+    for batch in _batches(loaded, data, rows):
+        outputs = loaded.model(batch)
+        code = np.zeros((batch.size, 0), np.uint8)
+        if space is not None:
+            code = space.pack(space.encode(outputs.readout.float().cpu().numpy()))
+        ids, times, groups = (t.cpu().numpy() for t in (batch.example_id, batch.timestamp, batch.group))
+        parts.append(Rows(ids, times, groups, outputs.logits.float().cpu().numpy(), code))
+    return Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _batches(loaded: LoadedRun, data: Dataset, rows: np.ndarray) -> Iterator[Batch]:
+    model, size = loaded.model, loaded.model.run.train.eval_batch_size
+    reading = reading_of(model.run, model.dense)
+
+    def make(number: int) -> Batch:
+        return collate(data, rows[number * size : (number + 1) * size], reading)
+
+    return to_device(in_threads(make, range(-(-len(rows) // size)), 1, 2), loaded.backend)

@@ -1,0 +1,74 @@
+"""What strategies that read soft labels share: the log, a gate, and who says what to the history."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from gemkit.config.fields import option
+from gemkit.data.batch import Batch
+from gemkit.interfaces import Answers, BuildContext, TransferStrategy
+from gemkit.transfer.answers import LogConfig, LoggedAnswers
+from gemkit_transfer.gate import Gate, named
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftLabelConfig(LogConfig):
+    """Options of all strategies that read soft labels."""
+
+    gate: bool = option(
+        False, "Turn the weight down where soft labels predict new examples worse than what they compete with."
+    )
+    gate_tolerance: float = option(0.02, "Disadvantage in logloss, as a share, at which the gate is shut.", gt=0, le=1)
+    gate_half_life: float = option(20.0, "Batches after which a batch counts half for the gate.", gt=0, le=1e6)
+
+
+class SoftLabelStrategy(TransferStrategy):
+    """A strategy that reads a teacher log batch by batch. Derive from it and write `loss`."""
+
+    task_weights: Tensor
+    sums: Tensor
+    """Since the last report: examples, those with an answer, and the days that their teachers were behind."""
+
+    def __init__(self, config: SoftLabelConfig, context: BuildContext) -> None:
+        super().__init__()
+        self.config, self.tasks = config, context.schema.task_names
+        self.answers = LoggedAnswers(config.log, context.schema)
+        self.gate = Gate(len(self.tasks), config.gate_tolerance, config.gate_half_life) if config.gate else None
+        weights = torch.tensor([task.weight for task in context.schema.tasks])
+        self.register_buffer("task_weights", weights, persistent=False)
+        self.register_buffer("sums", torch.zeros(3))
+
+    def summed(self, losses: Tensor) -> Tensor:
+        """The tasks' losses as the serving head adds up its own: a weight of 1 is as much as the labels. Shape: ()."""
+        return (losses * self.task_weights).sum()
+
+    @torch.no_grad()
+    def answer(self, batch: Batch) -> Answers:
+        """What the log says; examples without an answer are counted."""
+        answers: Answers = self.answers(batch)
+        if self.training:
+            known = answers.known.amax(1)
+            days = (answers.ages * known).sum() / 86_400
+            size = known.new_tensor(float(batch.size))
+            self.sums += torch.stack([size, known.sum(), days])
+        return answers
+
+    def opening(self, target: Tensor, rival: Tensor, seen: Tensor) -> Tensor:
+        """How much of each task's loss counts. Shape: loglosses and weight of labels, (P,) -> (P,)."""
+        if self.gate is None:
+            return torch.ones_like(seen)
+        opening: Tensor = self.gate()  # what earlier batches say: this one shall not choose its own weight
+        if self.training and self.fresh:
+            self.gate.observe(target.detach(), rival.detach(), seen)
+        return opening.detach()
+
+    def report(self) -> dict[str, float]:
+        """Share of examples with an answer, its mean age, and the gate."""
+        asked, answered, days = self.sums.tolist()
+        self.sums.zero_()
+        found = {"transfer/answered": answered / asked} if asked else {}
+        found |= {"transfer/teacher_age_days": days / answered} if answered else {}
+        return found | (named("gate", self.gate(), self.tasks) if self.gate is not None else {})
