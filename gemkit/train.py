@@ -232,9 +232,11 @@ class Training:
         bad = not torch.isfinite(loss)
         if not self.backend.agree(bad):
             return
+        if not bad:  # waits for the process that ends, which says why: this call fails then
+            self.backend.agree(False)
         ids = ", ".join(str(i) for i in batch.example_id[:10].tolist())
         raise GemkitError(
-            f"the loss is {loss.item()} at step {self.state.step}" if bad else "another process ends the run",
+            f"the loss is {loss.item()} at step {self.state.step}",
             where=f"batch of {batch.size} examples; example ids {ids}{', ...' if batch.size > 10 else ''}",
             fix="lower optimizer.lr or optimizer.embedding_lr, or look at those examples; checkpoints are untouched",
         )
