@@ -154,9 +154,12 @@ class Training:
         for note in notes(run, self.backend.fabric.device.type):
             progress.print(note)
         if run.train.activation_budget < 1:
-            choice = recomputed_for(self.model, registry, self.dataset, self.backend.world_size)
-            self.model.dense.recomputed = choice.blocks
-            progress.print(choice.note(run.train.activation_budget))
+            blocks: tuple[int, ...] = ()
+            if self.first:  # counting takes a while, so one process does it for all
+                choice = recomputed_for(self.model, registry, self.dataset, self.backend.world_size)
+                progress.print(choice.note(run.train.activation_budget))
+                blocks = choice.blocks
+            self.model.dense.recomputed = self.backend.broadcast(blocks)
 
     def fit(self) -> None:
         """Trains to the last step, or until validations have stopped getting better."""
