@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -28,11 +29,15 @@ class Pieces(NamedTuple):
         shape: Of the whole tensor.
         pieces: The blocks that are here.
         saved_here: Whether this process writes them to a checkpoint: one of those that hold the same.
+        replica, replicas: Of the processes that hold the same and divide the writing among them, which one this is, and
+            how many there are.
     """
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     saved_here: bool = True
+    replica: int = 0
+    replicas: int = 1
 
     @property
     def whole(self) -> Tensor | None:
@@ -73,10 +78,30 @@ def pieces_of(tensor: Tensor, first: bool = True) -> Pieces:
     _, start = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
     coordinates = mesh.get_coordinate()
     assert coordinates is not None
-    saved = all(c == 0 for c, p in zip(coordinates, placements, strict=True) if isinstance(p, Replicate))
+    replica, replicas = 0, 1
+    for at, size, placement in zip(coordinates, mesh.shape, placements, strict=True):
+        if isinstance(placement, Replicate):
+            replica, replicas = replica * size + at, replicas * size
     local = tensor.to_local().detach()
     held = (Piece(tuple(start), local),) if local.numel() else ()
-    return Pieces(tuple(tensor.shape), held, saved)
+    return Pieces(tuple(tensor.shape), held, replica=replica, replicas=replicas)
+
+
+def written_here(tensors: Mapping[str, Pieces]) -> set[str]:
+    """Which of these tensors this process writes to a checkpoint.
+
+    Replicas write about as much each: the largest tensor first, each goes to the one that has least so far. All of them
+    come to the same answer, from names and shapes.
+    """
+    found = {name for name, held in tensors.items() if held.saved_here and held.replicas == 1}
+    loads: dict[int, list[int]] = {}
+    for size, name in sorted((-math.prod(t.shape), name) for name, t in tensors.items() if t.replicas > 1):
+        load = loads.setdefault(tensors[name].replicas, [0] * tensors[name].replicas)
+        writer = load.index(min(load))
+        load[writer] -= size
+        if writer == tensors[name].replica:
+            found.add(name)
+    return found
 
 
 @torch.no_grad()

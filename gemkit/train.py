@@ -168,9 +168,12 @@ class Training:
         for note in notes(run, self.backend.fabric.device.type):
             progress.print(note)
         if run.train.activation_budget < 1:
-            choice = recomputed_for(self.model, registry, self.dataset, self.backend.world_size)
-            self.model.dense.recomputed = choice.blocks
-            progress.print(choice.note(run.train.activation_budget))
+            blocks: tuple[int, ...] = ()
+            if self.first:  # counting takes a while, so one process does it for all
+                choice = recomputed_for(self.model, registry, self.dataset, self.backend.world_size)
+                progress.print(choice.note(run.train.activation_budget))
+                blocks = choice.blocks
+            self.model.dense.recomputed = self.backend.broadcast(blocks)
 
     def fit(self) -> None:
         """Trains to the last step, or until validations have stopped getting better."""
@@ -252,9 +255,11 @@ class Training:
         bad = not torch.isfinite(loss)
         if not self.backend.agree(bad):
             return
+        if not bad:  # waits for the process that ends, which says why: this call fails then
+            self.backend.agree(False)
         ids = ", ".join(str(i) for i in batch.example_id[:10].tolist())
         raise GemkitError(
-            f"the loss is {loss.item()} at step {self.state.step}" if bad else "another process ends the run",
+            f"the loss is {loss.item()} at step {self.state.step}",
             where=f"batch of {batch.size} examples; example ids {ids}{', ...' if batch.size > 10 else ''}",
             fix="lower optimizer.lr or optimizer.embedding_lr, or look at those examples; checkpoints are untouched",
         )

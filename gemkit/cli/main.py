@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,9 @@ COMMANDS = (
 )
 
 OK, DEFECT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+LATER_S = 3.0
+"""By how much the first process on a machine goes ahead in saying what is wrong."""
 
 _FIXES = {
     errno.ENOENT: "look for a typing error in the path",
@@ -185,6 +189,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return _report(error, str(mended), USER_ERROR, show)
     except Exception as error:
+        if _is_lost_connection(error):
+            text = GemkitError(
+                "another process has ended, or has not answered within parallel.timeout_s; its output says why"
+            )
+            return _report(error, str(text), USER_ERROR, show, later_s=0.0)
         if _is_out_of_memory(error):
             text = GemkitError(
                 f"there is not enough memory: {clipped(_first_line(error))}",
@@ -212,7 +221,18 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _report(error: Exception, text: str, code: int, show: bool) -> int:
+def _is_lost_connection(error: Exception) -> bool:
+    # gloo has no class of its own; its errors begin with the file that they come from.
+    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+
+
+def _report(error: Exception, text: str, code: int, show: bool, later_s: float = LATER_S) -> int:
+    # Several processes often meet the same error. The first one says it; torchrun then ends the others.
+    parent, deadline = os.getppid(), time.monotonic() + later_s
+    while os.environ.get("LOCAL_RANK", "0") != "0" and time.monotonic() < deadline:
+        if os.getppid() != parent:  # the first one has started this one, and is gone
+            return code
+        time.sleep(0.05)
     if show:
         traceback.print_exception(error)
     # What a file or a word holds must not steer the terminal.

@@ -48,7 +48,7 @@ class Recomputed:
 
 
 def recomputed_for(model: Model, registry: Registry, dataset: Dataset, world_size: int) -> Recomputed:
-    """The choice for a run, the same in each of its processes: counted on one's share of a batch, without computing it.
+    """The choice for a run and all of its processes: counted on one's share of a batch, without computing it.
 
     Raises:
         GemkitError: The model cannot be counted.

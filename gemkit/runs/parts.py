@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gemkit.errors import GemkitError
 from gemkit.interfaces import ParallelBackend
-from gemkit.pieces import Pieces
+from gemkit.pieces import Pieces, written_here
 from gemkit.runs import checkpoint
 from gemkit.runs.checkpoint import PARTS
 
@@ -63,8 +63,9 @@ class Writer:
         main: dict[str, Tensor] = {}
         part: dict[str, Tensor] = {}
         known: dict[str, Any] = {}
+        written = written_here(tensors)
         for name, held in tensors.items():
-            if not held.saved_here:
+            if name not in written:
                 continue
             if rank == 0 and held.whole is not None:
                 main[name] = held.whole

@@ -85,7 +85,7 @@ class HybridSharded(Processes):
                     fix="see `gemkit doctor`, which prints the commands; or parallel=ddp",
                 )
         super().launch(run)
-        self.precision = run.train.precision
+        self.precision, self.compiled = run.train.precision, run.train.compile
         from torch.distributed.device_mesh import init_device_mesh
 
         world, config = self.world_size, self.config
@@ -131,6 +131,11 @@ class HybridSharded(Processes):
         for block in getattr(dense, "blocks", ()):
             fully_shard(block, mesh=self.mesh, mp_policy=policy)
         fully_shard(dense, mesh=self.mesh, mp_policy=policy)
+        if self.compiled:
+            # In modules that FSDP has marked, torch.compile takes numbers of heads and widths for variables, as sizes
+            # of batches are; with so many of them it fails (torch 2.13). FSDP itself does not read the mark.
+            for module in dense.modules():
+                module._is_fsdp_managed_module = False  # type: ignore[assignment]
         model, placed = self.fabric.setup(dense, adamw(dense, optimizer), move_to_device=False)
         return model, placed
 

@@ -103,6 +103,21 @@ class TestErrors:
         assert "ZeroDivisionError: a defect of this plugin" in shown
         assert "--traceback" in shown and "Traceback (" not in shown
 
+    def test_of_several_processes_the_first_speaks_first(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        waited: list[float] = []
+        monkeypatch.setattr("gemkit.cli.main.time.sleep", waited.append)
+        monkeypatch.setattr("gemkit.cli.main.time.monotonic", lambda: sum(waited))
+        assert main(["config", "interaction.rank=0"]) == 2
+        assert "interaction.rank" in capsys.readouterr().err and not waited
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert main(["config", "interaction.rank=0"]) == 2
+        assert "interaction.rank" in capsys.readouterr().err and 3 <= sum(waited) < 4
+        monkeypatch.setattr("gemkit.cli.main.os.getppid", lambda: sum(waited))  # the first one has gone meanwhile
+        assert main(["config", "interaction.rank=0"]) == 2
+        assert capsys.readouterr().err == ""
+
     def test_ctrl_c(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["config", "interaction=stopped"]) == 130
         assert capsys.readouterr().err == "\nstopped\n"

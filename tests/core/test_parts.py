@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gemkit.errors import GemkitError
-from gemkit.pieces import Piece, Pieces, fill, overlap, pieces_of
+from gemkit.pieces import Piece, Pieces, fill, overlap, pieces_of, written_here
 from gemkit.runs import checkpoint
 from gemkit.runs.checkpoint import PARTS, Stored
 from gemkit.runs.parts import Writer, remove_unused, wait_for_parts, write_part
@@ -110,6 +111,18 @@ def test_statistics_of_rows_are_joined_and_parted(tmp_path: Path) -> None:
     assert torch.equal(spread, parted.mean(1, keepdim=True).expand(2, 3))
     fill(pieces_of(fewer), stored, "parted")
     assert torch.equal(fewer, parted.mean(1, keepdim=True).expand(2, 2))
+
+
+def test_replicas_divide_the_writing() -> None:
+    def pieces(replica: int) -> dict[str, Pieces]:
+        tensors = {f"layer{i}": Pieces((7 + i % 3, 5), (), replica=replica, replicas=3) for i in range(30)}
+        return tensors | {"alike": Pieces((9,), (), saved_here=replica == 2)}
+
+    written = [written_here(pieces(replica)) for replica in range(3)]
+    assert sorted(name for names in written for name in names) == sorted(pieces(0))
+    assert "alike" in written[2]
+    loads = [sum(math.prod(pieces(0)[name].shape) for name in names - {"alike"}) for names in written]
+    assert max(loads) - min(loads) <= 45
 
 
 def test_a_hole_is_an_error(tmp_path: Path) -> None:

@@ -55,8 +55,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_job(job("4 to 1", resume=copy("four stopped", "4 to 1")), registry)
     return folder
 
-    return pytest.raises(Stopped)
-
 
 def test_a_stopped_run_ends_with_the_same_bits(folder: Path) -> None:
     whole, resumed = only_run(folder / "four"), only_run(folder / "4 to 4")
@@ -84,8 +82,8 @@ def test_blocks_lie_with_those_that_hold_them(folder: Path) -> None:
     _, state = checkpoint.load(run.checkpoints / keeping.LAST)
     assert len(state[PARTS]["files"]) == 4
     sizes = sorted((run.checkpoints / PARTS / name).stat().st_size for name in state[PARTS]["files"])
-    # Of the dense part, the first of the two replicas writes its two shards; of the tables, everybody.
-    assert sizes[3] < 1.2 * sizes[2] and 0 < sizes[0] < sizes[2]
+    # Each of the two replicas writes about a half of its shards of the dense part; of the tables, everybody.
+    assert sizes[3] < 1.3 * sizes[0]
     alone = only_run(folder / "one stopped").checkpoints / keeping.LAST
     assert (run.checkpoints / keeping.LAST).stat().st_size < 0.7 * alone.stat().st_size
     used = {f for path in run.checkpoints.glob("*.safetensors") for f in _parts(path)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ RTOL_FIRST, RTOL = 2e-5, 5e-4
 STEPS_OVERRIDES = [f"train.max_steps={STEPS}", "train.epochs=10", "optimizer.lr=2e-3"]
 BF16 = ["train.max_steps=3", "train.precision=bf16"]
 ACCUMULATED = ["train.max_steps=6", "train.accumulate=2", "train.epochs=10"]
+RECOMPUTED = ["train.max_steps=3", "size.num_blocks=3", "train.activation_budget=0.5"]
+COMPILED = ["train.max_steps=3", "sequence=none", "train.compile=true"]
+"""Blocks without histories: tracing those takes minutes."""
+KINDS = {
+    "": STEPS_OVERRIDES,
+    " accumulated": ACCUMULATED,
+    " bf16": BF16,
+    " recomputed": RECOMPUTED,
+    " compiled": COMPILED,
+}
 LAYOUTS: dict[str, list[str]] = {
     "ddp": ["parallel=ddp"],
     "hsdp": ["parallel=hsdp", "parallel.dp_shard=2", "parallel.replicate_below=10", "parallel.sharding=row_wise"],
@@ -41,15 +52,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     data = folder / "data"
     found: dict[str, Path] = {}
     jobs: list[dict[str, Any]] = []
-    for kind, overrides in (("", STEPS_OVERRIDES), (" accumulated", ACCUMULATED), (" bf16", BF16)):
+    for kind, overrides in KINDS.items():
         found[f"single{kind}"] = folder / f"single{kind}"
-        run = tiny_run(data, *overrides, f"runs={found[f'single{kind}']}")
+        plain = ["train.activation_budget=1", "train.compile=false"]
+        run = tiny_run(data, *overrides, *plain, f"runs={found[f'single{kind}']}")
         train(run, load_registry(), progress=silent())
         for layout, own in LAYOUTS.items():
             if (kind and layout.startswith("hsdp of")) or (kind == " bf16" and layout == "ddp"):
                 continue
             found[layout + kind] = folder / (layout + kind)
-            jobs.append({"data": str(data), "runs": str(found[layout + kind]), "overrides": [*overrides, *own]})
+            words = [*overrides, *own, f"train.compile_cache={folder / 'cache'}"]
+            jobs.append({"data": str(data), "runs": str(found[layout + kind]), "overrides": words})
     train_in(4, folder, jobs)
     return found
 
@@ -67,6 +80,25 @@ def test_losses_and_metrics_are_those_of_one_process(runs: dict[str, Path], layo
         assert found["examples"] == metrics["examples"]
         for name in ("auc", "logloss", "ne", "calibration"):
             assert found[name] == pytest.approx(metrics[name], rel=RTOL), (task, name)
+
+
+@pytest.mark.parametrize("layout", ["ddp", "hsdp"])
+def test_blocks_are_recomputed_or_compiled_in_every_process(runs: dict[str, Path], layout: str) -> None:
+    for kind in (" recomputed", " compiled"):
+        expected, found = losses(only_run(runs[f"single{kind}"])), losses(only_run(runs[layout + kind]))
+        assert len(found) == 3 and found == pytest.approx(expected, rel=RTOL_FIRST)
+    again = [_told(runs[f"{layout} recomputed"], rank)["recomputed"] for rank in range(4)]
+    assert again == 4 * again[:1] and 0 < len(again[0]) < 3
+    compiled = [_told(runs[f"{layout} compiled"], rank) for rank in range(4)]
+    # Equal blocks share a graph; evaluation, without gradients, has its own. The number of examples varies.
+    assert [(one["graphs"], one["breaks"]) for one in compiled] == 4 * [([1, 1], {})]
+    start = only_run(runs[f"{layout} compiled"]).metrics()["train"]["start_s"]
+    assert 0 < start["compile"] < start["total"]
+
+
+def _told(runs: Path, rank: int) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((runs / f"process{rank}.json").read_text(encoding="utf-8"))
+    return told
 
 
 def test_every_process_is_told_of(runs: dict[str, Path]) -> None:

@@ -3,25 +3,40 @@
 python -m torch.distributed.run --nproc-per-node N train_worker.py JOBS.json
 
 Each job: `data` (folder of the synthetic data set), `runs`, `overrides`, and perhaps `resume` (a run folder) and
-`stop_at` (a step after which one process, not the first, is asked to stop).
+`stop_at` (a step after which one process, not the first, is asked to stop). Into `runs`, each process writes which blocks
+it recomputed and what PyTorch traced; the compiler proper, which would take minutes, is left out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch._dynamo.utils import counters
 
 from gemkit.registry import Registry, load_registry
 from gemkit.runs.stopping import Stopped
 from gemkit.testing.runs import silent, tiny_run
 from gemkit.train import Training
+
+
+VARIABLES: list[int] = []
+"""Of each graph that was traced: numbers that it takes for variables, as it should sizes of batches alone."""
+
+
+def traced(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    """In place of a compiler."""
+    VARIABLES.append(sum(isinstance(x, torch.SymInt) for x in inputs))
+    return graph.forward
 
 
 def run_job(job: dict[str, Any], registry: Registry) -> None:
@@ -35,6 +50,8 @@ def run_job(job: dict[str, Any], registry: Registry) -> None:
         with training.stop:
             training.fit()
             training.finish()
+    done = {"recomputed": training.model.dense.recomputed, "graphs": VARIABLES, "breaks": counters["graph_break"]}
+    (Path(job["runs"]) / f"process{training.backend.rank}.json").write_text(json.dumps(done), encoding="utf-8")
 
 
 def _stop_after(training: Training, step: int) -> None:
@@ -52,8 +69,12 @@ def _stop_after(training: Training, step: int) -> None:
 def main() -> None:
     """Trains them."""
     torch.set_num_threads(1)
+    nn.Module.compile = functools.partialmethod(nn.Module.compile, backend=traced)  # type: ignore[assignment]
     registry = load_registry()
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        torch._dynamo.reset()
+        counters.clear()
+        VARIABLES.clear()
         with contextlib.suppress(Stopped):
             run_job(job, registry)
 
