@@ -110,9 +110,13 @@ def compiles_with_inductor(subject: Subject) -> None:
     _compiles(subject, "inductor")
 
 
-# As `gemkit.compilation.blocks` has it; tracing starts again where it finds a variable to be a constant.
-@torch._dynamo.config.patch(specialize_float=True)
 def _compiles(subject: Subject, backend: str) -> None:
+    # As `gemkit.compilation.blocks` has it: tracing starts again where a variable is found to be a constant.
+    with torch._dynamo.config.patch(specialize_float=True):
+        _compiles_so(subject, backend)
+
+
+def _compiles_so(subject: Subject, backend: str) -> None:
     torch._dynamo.reset()
     module = subject.build().train()
     nudge(module)
