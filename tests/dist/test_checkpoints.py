@@ -55,8 +55,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_job(job("4 to 1", resume=copy("four stopped", "4 to 1")), registry)
     return folder
 
-    return pytest.raises(Stopped)
-
 
 def test_a_stopped_run_ends_with_the_same_bits(folder: Path) -> None:
     whole, resumed = only_run(folder / "four"), only_run(folder / "4 to 4")
