@@ -123,15 +123,6 @@ def test_the_shipped_experiment_and_ablations() -> None:
     assert (run.interaction, run.data.split) == (None, "autoint")
 
 
-def test_every_shipped_yaml_composes_with_the_installed_plugins() -> None:
-    installed = load_registry()
-    files = [(g, f.stem) for g in GROUPS for f in sorted((config_folders(installed)[0] / g).glob("*.yaml"))]
-    assert len(files) >= 9
-    for group, name in files:
-        if name not in studies_in(config_folders(installed)):
-            compose([f"{group}={name}"], installed)
-
-
 def test_every_shipped_study_composes_with_the_installed_plugins() -> None:
     installed = load_registry()
     studies = studies_in(config_folders(installed))

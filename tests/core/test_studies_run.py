@@ -34,6 +34,9 @@ from gemkit.studies.result import StudyResult
 from gemkit.studies.statistics import NORMAL_95, t_quantile
 from gemkit.testing.runs import SMALL, table_config
 
+pytestmark = pytest.mark.xdist_group("studies")
+"""On one worker, so that the study that many tests look at is run once."""
+
 SHORT = (*SMALL, "size.num_blocks=1", "train.batch_size=64", "sequence=none", "cross=none", "train.eval_every=2")
 
 
