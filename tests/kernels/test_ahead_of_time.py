@@ -17,12 +17,17 @@ pytest.importorskip("triton")
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_tile_of_each_kernel(op: str) -> None:
-    """Of several tiles, one from which most is asked."""
+    """With and without each set of options that a tile ships with; of several tiles, one from which most is asked."""
     from gemkit_kernels.aot import builds, compile_build, faults
+    from gemkit_kernels.tiles import Build
+
+    def code(build: Build) -> tuple[str, ...]:
+        switches = (f"{name}={v}" for name, v in build.constants.items() if v is None or isinstance(v, bool))
+        return build.kernel.__name__, *sorted(switches)
 
     asked = sorted(builds(op), key=lambda build: build.wgmma + build.pipelined)
-    chosen = {build.kernel.__name__: build for build in asked if 90 in build.architectures}
-    assert len(chosen) >= 2 and chosen.keys() == {build.kernel.__name__ for build in asked}
+    chosen = {code(build): build for build in asked if 90 in build.architectures}
+    assert len(chosen) >= 2 and chosen.keys() == {code(build) for build in asked}
     for build in chosen.values():
         machine = compile_build(build, 90)
         assert machine.registers > 0 and faults(build, 90, machine) == [], (build.name, machine)
