@@ -7,7 +7,9 @@ endless nesting are refused, with the line.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -83,6 +85,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """What `text` says; `where` names it in errors."""
+    return copy.deepcopy(_parsed(text, where))
+
+
+# A study composes hundreds of runs from the same files.
+@functools.lru_cache(maxsize=128)
+def _parsed(text: str, where: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -140,7 +140,7 @@ def test_what_recomputing_frees_is_what_it_is_counted_to_free(data: Path, tmp_pa
             assert own.freed_bytes > 0.1 * whole
 
 
-BUDGETS = ("1", "0.6", "0.3", "0")
+BUDGETS = ("1", "0.4", "0")
 
 
 def test_losses_and_weights_are_the_same_bit_for_bit(data: Path, tmp_path: Path) -> None:
@@ -150,14 +150,13 @@ def test_losses_and_weights_are_the_same_bit_for_bit(data: Path, tmp_path: Path)
             data,
             *SIZE,
             f"train.activation_budget={budget}",
-            "train.epochs=2",
-            "train.max_steps=3",
+            "train.max_steps=2",
             f"runs={tmp_path / budget}",
         )
         metrics = train(run, load_registry(), progress=silent())
         (path,) = (tmp_path / budget).iterdir()
         found[budget] = losses(RunFolder.open(path)), metrics["test"]
-    assert len(found["1"][0]) == 3
+    assert len(found["1"][0]) == 2
     for budget in BUDGETS[1:]:
         assert found[budget] == found["1"]
 

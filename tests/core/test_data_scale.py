@@ -31,9 +31,8 @@ from gemkit.data.validation.report import check
 from gemkit.errors import GemkitError
 
 Row = dict[str, Any]
-PROFILE = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+PROFILE = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+"""As many examples as tests/conftest.py says."""
 SPLITS = ("train", "valid", "test")
 
 

@@ -27,7 +27,8 @@ from gemkit.train import train
 
 WithoutRights = Callable[[], contextlib.AbstractContextManager[None]]
 
-COUNT = 100
+COUNT, MORE = 50, 100
+"""Mutations; the second number in `make test-all`, where they begin with the same ones."""
 BUILDS = 3
 
 
@@ -54,9 +55,12 @@ def mutations_of(tiny: tuple[list[str], Path], seed: int) -> Mutations:
     return Mutations(load_registry(), words, yaml.safe_load((run / "config.yaml").read_text()), seed)
 
 
-def test_every_mutation_is_a_valid_run_or_a_clear_error(tiny: tuple[list[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [COUNT, pytest.param(MORE, marks=pytest.mark.slow)])
+def test_every_mutation_is_a_valid_run_or_a_clear_error(
+    tiny: tuple[list[str], Path], tmp_path: Path, count: int
+) -> None:
     outcomes, builds = [], BUILDS
-    for i, mutation in enumerate(mutations_of(tiny, seed=7).take(COUNT)):
+    for i, mutation in enumerate(mutations_of(tiny, seed=7).take(count)):
         folder = tmp_path / str(i)
         folder.mkdir()
         outcome = outcome_of(mutation, folder, tiny[1], build=builds > 0)
@@ -64,7 +68,7 @@ def test_every_mutation_is_a_valid_run_or_a_clear_error(tiny: tuple[list[str], P
         assert outcome.result != DEFECT, f"{mutation}\n{outcome}"
         outcomes.append(outcome)
     errors = [o for o in outcomes if o.result == ERROR]
-    assert len(outcomes) == COUNT and {VALID, ERROR} == {o.result for o in outcomes}
+    assert len(outcomes) == count and {VALID, ERROR} == {o.result for o in outcomes}
     assert sum(o.named for o in errors) >= 0.95 * len(errors), [o.text for o in errors if not o.named]
 
 

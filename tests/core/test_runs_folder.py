@@ -163,6 +163,7 @@ def test_environment_is_json() -> None:
     assert json.loads(json.dumps(describe_environment())) == describe_environment()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_curves(run: RunFolder, tmp_path: Path) -> None:
     from matplotlib.image import imread
 

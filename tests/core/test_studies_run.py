@@ -34,6 +34,9 @@ from gemkit.studies.result import StudyResult
 from gemkit.studies.statistics import NORMAL_95, t_quantile
 from gemkit.testing.runs import SMALL, table_config
 
+pytestmark = pytest.mark.xdist_group("studies")
+"""On one worker, so that the study that many tests look at is run once."""
+
 SHORT = (*SMALL, "size.num_blocks=1", "train.batch_size=64", "sequence=none", "cross=none", "train.eval_every=2")
 
 
@@ -307,9 +310,9 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
 
 def test_a_study_that_is_stopped_goes_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is under way writes a checkpoint, from which it goes on."""
-    words = ablate("studies/stopped", "--toggle", "interaction=none", "--seeds", "1", "--jobs", "1", steps=1000)
+    words = ablate("studies/stopped", "--toggle", "interaction=none", "--seeds", "1", "--jobs", "1", steps=100)
     # An epoch has a few steps only: these are enough for the signal to come before the end.
-    process = start([*words, "train.epochs=1000", "train.eval_every=500", "train.checkpoint_every=5"])
+    process = start([*words, "train.epochs=1000", "train.eval_every=50", "train.checkpoint_every=5"])
     base = Path("studies/stopped/runs/base/seed1")
     try:
         wait_for(lambda: list(base.glob("*/checkpoints/last.safetensors")))

@@ -99,6 +99,7 @@ def test_evaluating_and_predicting_refuse_changed_data(tmp_path: Path) -> None:
     assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_run_folder_is_complete(data: Path, tmp_path: Path) -> None:
     overrides = [f"runs={tmp_path}", "train.max_steps=3", "train.eval_every=2", "train.tensorboard=true"]
     metrics, folder = trained(tiny_run(data, *overrides))
@@ -106,6 +107,7 @@ def test_the_run_folder_is_complete(data: Path, tmp_path: Path) -> None:
     files = ["config.yaml", "command.txt", "environment.json", "metrics.jsonl", "metrics.json", "curves.png"]
     assert names >= {*files, "checkpoints/best.safetensors", "checkpoints/last.safetensors", "tensorboard"}
     assert json.loads((folder.path / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    assert (folder.path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (folder.path / "command.txt").read_text() == "gemkit train seed=1\n"
     assert [row["step"] for row in history(folder)] == [1, 2, 3]
     assert [row["step"] for row in history(folder, "valid")] == [2, 3]

@@ -16,18 +16,17 @@ from gemkit.train import train
 pytestmark = pytest.mark.xdist_group("processes")
 """One after the other: four processes are enough for a machine."""
 
-STEPS, FIRST = 50, 20
+STEPS, FIRST, MORE = 20, 20, 50
+"""Steps of a run, how many of them are first ones, and steps in `make test-all`."""
 RTOL_FIRST, RTOL = 2e-5, 5e-4
 """Of a loss in fp32, in the first steps and in all: sums are taken in another order, and training adds that up."""
 
-STEPS_OVERRIDES = [f"train.max_steps={STEPS}", "train.epochs=10", "optimizer.lr=2e-3"]
 BF16 = ["train.max_steps=3", "train.precision=bf16"]
 ACCUMULATED = ["train.max_steps=6", "train.accumulate=2", "train.epochs=10"]
 RECOMPUTED = ["train.max_steps=3", "size.num_blocks=3", "train.activation_budget=0.5"]
 COMPILED = ["train.max_steps=3", "sequence=none", "train.compile=true"]
 """Blocks without histories: tracing those takes minutes."""
 KINDS = {
-    "": STEPS_OVERRIDES,
     " accumulated": ACCUMULATED,
     " bf16": BF16,
     " recomputed": RECOMPUTED,
@@ -45,14 +44,21 @@ LAYOUTS: dict[str, list[str]] = {
 }
 
 
+@pytest.fixture(scope="module", params=[STEPS, pytest.param(MORE, marks=pytest.mark.slow)])
+def steps(request: pytest.FixtureRequest) -> int:
+    """How long the runs in fp32 are that accumulate nothing."""
+    return int(request.param)
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, steps: int) -> dict[str, Path]:
     """Folders with one run each: those of one process here, those of four in one start of four processes."""
+    whole = [f"train.max_steps={steps}", "train.epochs=10", "optimizer.lr=2e-3"]
     folder = tmp_path_factory.mktemp("parity")
     data = folder / "data"
     found: dict[str, Path] = {}
     jobs: list[dict[str, Any]] = []
-    for kind, overrides in KINDS.items():
+    for kind, overrides in {"": whole, **KINDS}.items():
         found[f"single{kind}"] = folder / f"single{kind}"
         plain = ["train.activation_budget=1", "train.compile=false"]
         run = tiny_run(data, *overrides, *plain, f"runs={found[f'single{kind}']}")
@@ -68,11 +74,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "ddp accumulated", "hsdp accumulated"])
-def test_losses_and_metrics_are_those_of_one_process(runs: dict[str, Path], layout: str) -> None:
+def test_losses_and_metrics_are_those_of_one_process(runs: dict[str, Path], layout: str, steps: int) -> None:
     kind = " accumulated" if "accumulated" in layout else ""
     one, several = only_run(runs[f"single{kind}"]), only_run(runs[layout])
     expected = losses(one)
-    assert len(expected) == (6 if kind else STEPS)
+    assert len(expected) == (6 if kind else steps)
     assert losses(several)[:FIRST] == pytest.approx(expected[:FIRST], rel=RTOL_FIRST)
     assert losses(several) == pytest.approx(expected, rel=RTOL)
     for task, metrics in one.metrics()["test"].items():

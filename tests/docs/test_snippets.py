@@ -21,6 +21,7 @@ AT_LEAST = {
     "docs/install.md": {"make": 3, "trained": 1, "gemkit doctor": 1},
     "docs/metrics.md": {"json": 1},
     "docs/plan.md": {"gemkit plan": 5, "program": 1},
+    "docs/results.md": {"shipped": 4, "program": 6},
     "docs/reproduce.md": {"program": 2, "trained": 3, "gemkit train": 4, "gemkit predict": 1, "gemkit data": 1},
     "docs/write-a-plugin.md": {"file": 5, "choice": 1, "pip install": 1, "pytest": 1, "trained": 2},
     "docs/transfer.md": {"taught": 1, "trained": 2, "gemkit config": 1, "file": 2, "study": 1, "planned": 2},

@@ -10,15 +10,19 @@ from gemkit_kernels.chunk_attention.op import _operator, chunk_attention
 from gemkit_kernels.compare import LIMITS
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["plain", "all options"])
 @pytest.mark.parametrize(
-    ("size", "heads", "width", "dtype"),
+    ("size", "heads", "width", "dtype", "full"),
     [
-        (32, 2, 16, torch.float32),
-        (64, 1, 64, torch.float32),
-        (128, 1, 32, torch.float32),
-        (33, 1, 24, torch.float32),
-        (64, 2, 32, torch.float16),
+        (32, 2, 16, torch.float32, False),
+        (128, 1, 32, torch.float32, False),
+        (33, 1, 24, torch.float32, True),
+        (64, 2, 32, torch.float16, True),
+        pytest.param(32, 2, 16, torch.float32, True, marks=pytest.mark.slow),
+        pytest.param(64, 1, 64, torch.float32, False, marks=pytest.mark.slow),
+        pytest.param(64, 1, 64, torch.float32, True, marks=pytest.mark.slow),
+        pytest.param(128, 1, 32, torch.float32, True, marks=pytest.mark.slow),
+        pytest.param(33, 1, 24, torch.float32, False, marks=pytest.mark.slow),
+        pytest.param(64, 2, 32, torch.float16, False, marks=pytest.mark.slow),
     ],
 )
 def test_outputs_and_gradients(size: int, heads: int, width: int, dtype: torch.dtype, full: bool) -> None:

@@ -17,7 +17,19 @@ LENGTHS = (0, 1, 31, 32, 33, 0, 100, 3, 0)
 """Around the tiles of fp32, which have 32 rows."""
 
 
-@pytest.mark.parametrize("options", bench.VARIANTS, ids=str)
+OFTEN: tuple[dict[str, Any], ...] = (
+    {},
+    {"causal": True, "num_global": 3},
+    {"window": 7, "both_sides": True},
+    {"causal": True, "rotary": False},
+)
+"""Of the ways through the kernels, those that `make test` goes, with `test_half_precision`."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(o, id=str(o), marks=[] if o in OFTEN else pytest.mark.slow) for o in bench.VARIANTS],
+)
 def test_outputs_and_gradients(options: dict[str, Any]) -> None:
     found = bench.errors_of(torch.tensor(LENGTHS), 1, 16, torch.float32, options, "cpu", seed=1)
     assert len(found) == 2 and max(found.values()) < LIMITS[torch.float32], found
