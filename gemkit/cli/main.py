@@ -23,6 +23,7 @@ from gemkit.cli import (
     components,
     config,
     cost,
+    cycle,
     data,
     doctor,
     evaluate,
@@ -39,7 +40,7 @@ from gemkit.errors import GemkitError, did_you_mean
 from gemkit.runs.stopping import Stopped
 
 COMMANDS = (
-    *(train, ablate, scale, evaluate, predict, teach, transfer),
+    *(train, ablate, scale, evaluate, predict, teach, transfer, cycle),
     *(inspect, config, cost, plan, components, data, cache, doctor),
 )
 

@@ -342,6 +342,9 @@ class Mutations:
 REST: dict[tuple[str, ...], tuple[str, ...]] = {
     ("evaluate",): ("{folder}",),
     ("predict",): ("{folder}", "--input", "x.csv", "--output", "y.csv"),
+    ("teach",): ("{folder}", "--log", "log"),
+    ("transfer",): ("graph.yaml",),
+    ("cycle",): ("cycle.yaml",),
     ("inspect",): ("{folder}",),
     ("data",): ("inspect", "table"),
     ("data", "fetch"): ("table",),

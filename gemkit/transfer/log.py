@@ -172,15 +172,23 @@ class TeacherLog:
         self.parts.append(Part(file, len(rows.example_id), digest, teacher, checkpoint, snapshot_s))
         self._write_index()
 
-    def rows(self) -> tuple[Rows, np.ndarray]:
-        """All answers in ascending order of example id, and the snapshot of each. Shape: (N,) int64.
+    def as_asked(self, parts: Sequence[Part]) -> Rows:
+        """The answers of some parts, in the order in which they were asked for.
 
         Raises:
             GemkitError: A part is missing, has changed, or holds something else.
         """
-        found = [self._part(part) for part in self.parts]
+        found = [self._part(part) for part in parts]
         empty = Rows(*(np.zeros(0, np.int64),) * 3, np.zeros((0, len(self.tasks)), np.float32), self._no_codes(0))
-        joined = Rows(*(np.concatenate(columns) for columns in zip(empty, *found, strict=True)))
+        return Rows(*(np.concatenate(columns) for columns in zip(empty, *found, strict=True)))
+
+    def rows(self) -> tuple[Rows, np.ndarray]:
+        """All answers in ascending order of example id, and the snapshot of each. Shape: (N,) int64.
+
+        Raises:
+            GemkitError: As `as_asked`, or an example is answered twice.
+        """
+        joined = self.as_asked(self.parts)
         snapshots = [NO_SNAPSHOT if p.snapshot_s is None else p.snapshot_s for p in self.parts]
         snapshot = np.repeat(np.array(snapshots, np.int64), [p.rows for p in self.parts])
         order = np.argsort(joined.example_id, kind="stable")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from gemkit.runs.progress import Progress
 from gemkit.session import LoadedRun, load_run, reading_of, to_device
 from gemkit.transfer import codes
 from gemkit.transfer.codes import CodeSpace
-from gemkit.transfer.log import Rows, TeacherLog
+from gemkit.transfer.log import Part, Rows, TeacherLog
 
 PART_ROWS = 65_536
 """Answers in a part of the log: what is lost at most when a process is killed."""
@@ -45,7 +45,8 @@ class Lesson:
         seen: Answer examples too that the teacher may have been trained on.
         code_width: Numbers in each code; None: no codes.
         code_bits: Of each number.
-        anchor: A log whose code space is kept, by a teacher that was refreshed.
+        anchor: A log whose code space is kept, by a teacher that was refreshed. (In a log that others have begun it is
+            kept in any case.)
     """
 
     days: tuple[float, float] | None = None
@@ -86,16 +87,20 @@ def teach(
     rows = _asked(data, lesson, snapshot)
     log_folder.mkdir(parents=True, exist_ok=True)
     with locked(log_folder), progress:
+        checkpoint = sha256_of(RunFolder.open(run_folder).checkpoints / BEST)
         log = _open_log(log_folder, lesson, loaded, data, progress)
         answered = log.rows()[0].example_id
         left = rows[~np.isin(data.columns[storage.EXAMPLE_ID][rows], answered)]
-        checkpoint = sha256_of(RunFolder.open(run_folder).checkpoints / BEST)
+        space = log.space
+        others = [part for part in log.parts if part.checkpoint != checkpoint]
+        if space is not None and others and len(left):
+            space = _anchored(loaded, data, log, others, progress)
         with progress.task("teach", total=len(rows), done=len(rows) - len(left)) as bar:
             for start in range(0, len(left), PART_ROWS):
                 part = left[start : start + PART_ROWS]
                 # By the part, so that no row claims that its teacher was younger than it is.
                 old = snapshot if (data.columns[storage.TIMESTAMP][part] > snapshot).all() else None
-                log.append(_answers(loaded, data, part, log.space), run_folder.resolve().name, checkpoint, old)
+                log.append(_answers(loaded, data, part, space), run_folder.resolve().name, checkpoint, old)
                 bar.advance(len(part))
     return Taught(len(rows), len(left))
 
@@ -161,17 +166,23 @@ def _code_space(lesson: Lesson, loaded: LoadedRun, data: Dataset, progress: Prog
         newest = np.sort(rows[np.argsort(data.columns[storage.TIMESTAMP][rows], kind="stable")[-FIT_ROWS:]])
         return codes.fit(_readouts(loaded, data, newest, progress), lesson.code_width, lesson.code_bits)
     anchor = TeacherLog.open(lesson.anchor)
-    known = anchor.rows()[0]
-    ids = np.asarray(data.columns[storage.EXAMPLE_ID])
     if anchor.space is None or anchor.origin != data.origin:
         problem = "has no codes" if anchor.space is None else "is of another build of the data set"
         raise GemkitError(f"the anchor {problem}", where="--anchor", allowed="a log with --codes of the same data set")
-    place = np.searchsorted(known.example_id, ids).clip(max=len(known.example_id) - 1)
-    shared = np.flatnonzero(known.example_id[place] == ids)
-    rows = np.sort(np.random.default_rng(0).permutation(shared)[:FIT_ROWS])
-    return codes.anchored(
-        _readouts(loaded, data, rows, progress), anchor.space.unpack(known.code[place[rows]]), anchor.space.bits
-    )
+    return _anchored(loaded, data, anchor, anchor.parts, progress)
+
+
+def _anchored(
+    loaded: LoadedRun, data: Dataset, log: TeacherLog, parts: Sequence[Part], progress: Progress
+) -> CodeSpace:
+    """The space in which this teacher goes on with the codes of others, fitted to the newest of them."""
+    assert log.space is not None
+    known = log.as_asked(parts)
+    newest = slice(max(len(known.example_id) - FIT_ROWS, 0), None)
+    ids = np.asarray(data.columns[storage.EXAMPLE_ID])
+    order = np.argsort(ids, kind="stable")
+    rows = order[np.searchsorted(ids[order], known.example_id[newest])]
+    return codes.anchored(_readouts(loaded, data, rows, progress), log.space.unpack(known.code[newest]), log.space.bits)
 
 
 def _readouts(loaded: LoadedRun, data: Dataset, rows: np.ndarray, progress: Progress) -> np.ndarray:

@@ -19,6 +19,7 @@ from gemkit.errors import GemkitError
 from gemkit.registry import load_registry
 from gemkit.session import load_run, open_dataset, reading_of
 from gemkit.testing.runs import silent, table_config, tiny_run
+from gemkit.transfer import units
 from gemkit.transfer.graph import run as graph_run
 from gemkit.transfer.graph.config import GraphConfig, in_order, strategies
 from gemkit.transfer.graph.picture import levels_of
@@ -100,7 +101,7 @@ def test_a_chain_is_trained_reported_and_not_trained_again(
     assert "| domain → vm | distill, parameter_sharing |" in text and f"{vm['ne']:.4f}" in text
 
     trained: list[Any] = []
-    monkeypatch.setattr(graph_run, "train", lambda *args: trained.append(args))
+    monkeypatch.setattr(units, "train", lambda *args: trained.append(args))
     monkeypatch.setattr(graph_run, "teach", lambda *args: trained.append(args))
     again = runner_of(graph, place, tmp_path).run()
     assert [t.folder for t in again] == [t.folder for t in found] and not trained
@@ -139,7 +140,7 @@ def keys_of(runner: GraphRunner) -> dict[str, str]:
     done: dict[str, Any] = {}
     for name in in_order(runner.graph):
         teachers = {teacher: done[teacher] for teacher in runner.graph.nodes[name].teachers}
-        key = runner._key(name, runner._config(name, 1, dict.fromkeys(teachers)), teachers)
+        key = runner.key(name, runner.config(name, 1, dict.fromkeys(teachers)), teachers)
         done[name] = Trained(name, 1, False, key, Path(), None, None)  # type: ignore[arg-type]
     return {name: trained.key for name, trained in done.items()}
 
@@ -168,7 +169,7 @@ def test_a_graph_that_was_stopped_goes_on(
     ("values", "message"),
     [
         ({}, "has no nodes"),
-        ({"nodes": {"a b": {}}}, "a node is called"),
+        ({"nodes": {"a b": {}}}, "a model is called"),
         ({"nodes": {"gem": {}, "vm": {"teachers": {"gen": "distill"}}}}, "which is no node"),
         ({"nodes": {"a": {"teachers": {"b": "distill"}}, "b": {"teachers": {"a": "distill"}}}}, "waits for another"),
         ({"nodes": {"a": {"teachers": {"a": "distill"}}}}, "waits for another"),

@@ -43,6 +43,8 @@ from gemkit.studies.scaling.plan import make_ladder
 from gemkit.testing.runs import silent, table_config
 from gemkit.testing.teaching import write_log
 from gemkit.train import train
+from gemkit.transfer.cycle.config import read_cycle
+from gemkit.transfer.cycle.run import CycleRunner
 from gemkit.transfer.graph.config import read_graph
 from gemkit.transfer.graph.run import GraphRunner
 
@@ -123,8 +125,8 @@ class Script:
             assert isinstance(yaml.safe_load(block.text), dict)
             if path.parent.name == LADDERS:
                 self._ladders.append(path)
-            elif path.parent.name == "graphs":
-                read_graph(path)
+            elif path.parent.name in ("graphs", "cycles"):
+                (read_graph if path.parent.name == "graphs" else read_cycle)(path)
             else:
                 assert path.parent.name in GROUPS, f"{block.title} is no choice of a group"
                 (self._studies if is_study(read_config_file(path)) else self._choices).append(path)
@@ -188,8 +190,12 @@ class Script:
                     make_ladder(ladder_config(args, load_registry()), load_registry(), args.config_dir)
                     self.done["planned"] += 1
                 return
-            elif argv[0] == "transfer":
-                GraphRunner(read_graph(args.graph), self.folder / "out", load_registry()).check()
+            elif argv[0] in ("transfer", "cycle"):
+                out = self.folder / "out"
+                if argv[0] == "transfer":
+                    GraphRunner(read_graph(args.graph), out, load_registry()).check()
+                else:
+                    CycleRunner(read_cycle(args.cycle), out, load_registry()).check()
                 self.done["planned"] += 1
                 return
             elif argv[0] == "teach":

@@ -11,6 +11,7 @@ from typing import Any
 from gemkit.config.fields import Config, from_mapping, option, shown
 from gemkit.config.files import read_yaml
 from gemkit.errors import GemkitError, did_you_mean
+from gemkit.transfer.codes import BITS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,7 @@ class NodeConfig(Config):
     code_bits: int = option(8, "Of each number of a code: 4, 8 or 32.")
 
     def check(self) -> None:
-        if self.code_bits not in (4, 8, 32):
-            raise GemkitError(f"code_bits = {self.code_bits}", where="code_bits", allowed="4, 8, 32")
+        check_bits(self.code_bits)
         for teacher, value in self.teachers.items():
             strategies(value, f"teachers.{teacher}")
 
@@ -48,10 +48,7 @@ class GraphConfig(Config):
         if not self.nodes:
             raise GemkitError("the graph has no nodes", where="nodes", fix="nodes: {gem: {words: [...]}}")
         for name, node in self.nodes.items():
-            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,49}", name):
-                raise GemkitError(
-                    f"a node is called {shown(name)}", where="nodes", allowed="a letter, then letters, digits, - and _"
-                )
+            check_name(name, "nodes")
             for teacher in node.teachers:
                 if teacher not in self.nodes:
                     raise GemkitError(
@@ -61,6 +58,26 @@ class GraphConfig(Config):
                         fix=did_you_mean(str(teacher), self.nodes),
                     )
         in_order(self)
+
+
+def check_bits(bits: int) -> None:
+    """
+    Raises:
+        GemkitError: Codes cannot have numbers of so many bits.
+    """
+    if bits not in BITS:
+        raise GemkitError(f"code_bits = {bits}", where="code_bits", allowed=", ".join(map(str, BITS)))
+
+
+def check_name(name: str, where: str) -> None:
+    """
+    Raises:
+        GemkitError: A model's name cannot be that of a folder.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,49}", name):
+        raise GemkitError(
+            f"a model is called {shown(name)}", where=where, allowed="a letter, then letters, digits, - and _"
+        )
 
 
 def strategies(value: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Day by day: students serve, labels arrive, teacher and students go on. `gemkit cycle`."""

@@ -1,0 +1,87 @@
+"""What a cycle is: a teacher, its students, and the days, as a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from gemkit.config.fields import Config, from_mapping, option
+from gemkit.config.files import read_yaml
+from gemkit.errors import GemkitError
+from gemkit.transfer.graph.config import check_bits, check_name, strategies
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Config):
+    """The GEM of a cycle."""
+
+    words: tuple[str, ...] = option((), "Words of its runs, after the cycle's `base`.")
+    every: int = option(1, "Days between its updates; each then takes all days since the last.", ge=1)
+    codes: int | None = option(
+        None, "Numbers in the codes that it leaves; null: none, or 32 where one reads them.", ge=1
+    )
+    code_bits: int = option(8, "Of each number of a code: 4, 8 or 32.")
+
+    def check(self) -> None:
+        check_bits(self.code_bits)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudentConfig(Config):
+    """A vertical model of a cycle."""
+
+    words: tuple[str, ...] = option((), "Words of its runs, after the cycle's `base`.")
+    learns: Any = option(
+        None, "What it learns from the GEM: a strategy, a list, or a mapping to options; null: nothing, labels alone."
+    )
+
+    def check(self) -> None:
+        if self.learns is not None:
+            strategies(self.learns, "learns")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CycleConfig(Config):
+    """A teacher and its students, day by day."""
+
+    base: tuple[str, ...] = option((), "Words of every run.")
+    teacher: TeacherConfig = option(TeacherConfig(), "The GEM.")
+    students: dict[str, StudentConfig] = option({}, "Name -> vertical model.")
+    teacher_days: int = option(7, "The GEM's first training: days 0 until this one.", ge=1)
+    first_day: int = option(
+        8, "First day that students serve. Their first training: the days since the GEM's, which it answers.", ge=2
+    )
+    days: int = option(7, "Days that they serve.", ge=1, le=3650)
+    seeds: int = option(1, "Seeds 1, 2, ...: each goes through all days.", ge=1, le=100)
+    task: str | None = option(None, "Task that the report is about; null: the first.")
+
+    def check(self) -> None:
+        if not self.students:
+            raise GemkitError("the cycle has no students", where="students", fix="students: {feed: {learns: distill}}")
+        for name in self.students:
+            check_name(name, "students")
+        if self.first_day <= self.teacher_days:
+            raise GemkitError(
+                f"first_day = {self.first_day} leaves students no day that the GEM has not seen",
+                where="first_day",
+                allowed=f"more than teacher_days = {self.teacher_days}",
+            )
+
+
+def read_cycle(path: Path) -> CycleConfig:
+    """The cycle in a YAML file.
+
+    Raises:
+        GemkitError: There is no such file, or it is not what it should be; the field is named.
+    """
+    try:
+        values = read_yaml(path)
+    except FileNotFoundError:
+        raise GemkitError(f"there is no file {path}", where="CYCLE", allowed="a YAML file with students") from None
+    try:
+        cycle: CycleConfig = from_mapping(CycleConfig, values)
+    except GemkitError as error:
+        where = f"{path}, {error.where}" if error.where else str(path)
+        raise GemkitError(error.what, where=where, allowed=error.allowed, fix=error.fix) from error
+    return cycle

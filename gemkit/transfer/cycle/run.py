@@ -1,0 +1,156 @@
+"""A cycle as a chain of runs, each of which starts from the one before.
+
+    OUT/
+        gem/seed1-day07-3f2ac09b1d/      the GEM after day 6: it has seen days 0 to 6
+        feed/seed1-day08-9c01.../        the student that serves day 8; metrics.json has its metrics of that day
+        log-seed1-77b0c1d2e3/            what the GEM said, day by day
+        report.json  report.md
+
+The order of a day d: students serve it (with what they learned until d-1), then its labels are there: the GEM as it
+was before answers the day, students learn from labels and answers, and the GEM goes on. So every prediction is made
+before anything was trained on its day: progressive validation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gemkit.registry import Registry
+from gemkit.runs.folder import RunFolder
+from gemkit.runs.progress import Progress
+from gemkit.transfer.cycle.config import CycleConfig
+from gemkit.transfer.graph.config import strategies
+from gemkit.transfer.log import TeacherLog
+from gemkit.transfer.teach import Lesson, teach
+from gemkit.transfer.units import DEFAULT_CODES, Units, naming
+
+GEM = "gem"
+
+
+class Served(NamedTuple):
+    """A model that has predicted a day which it has not seen."""
+
+    model: str
+    seed: int
+    day: int
+    run: RunFolder
+
+
+class _State(NamedTuple):
+    """A model as it is at the moment."""
+
+    key: str
+    run: RunFolder
+
+
+class CycleRunner:
+    """Goes through the days; what is there already is not done again.
+
+    Args:
+        overrides, config_dirs: As for `Units`.
+    """
+
+    def __init__(
+        self,
+        cycle: CycleConfig,
+        out: Path,
+        registry: Registry,
+        overrides: Sequence[str] = (),
+        config_dirs: Sequence[Path] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        self.cycle, self.out = cycle, out
+        self.units = Units(registry, overrides, config_dirs, progress)
+
+    def check(self) -> None:
+        """Composes every model, so that a word that is wrong is found before any training.
+
+        Raises:
+            GemkitError: A word or a strategy is not what it should be; the model is named.
+        """
+        with naming(GEM):
+            self.units.compose(self._words(GEM, 0, 1), 1, {})
+        for name in self.cycle.students:
+            with naming(name):
+                self.units.compose(self._words(name, 0, 1), 1, self._parts(name, "log"))
+
+    def run(self) -> list[Served]:
+        """All days of all seeds.
+
+        Raises:
+            GemkitError: A run fails; those before it stay.
+        """
+        self.check()
+        self.out.mkdir(parents=True, exist_ok=True)
+        return [served for seed in range(1, self.cycle.seeds + 1) for served in self._one_seed(seed)]
+
+    def _one_seed(self, seed: int) -> list[Served]:
+        cycle, served = self.cycle, []
+        with naming(GEM):
+            gem = self._step(GEM, seed, None, 0, cycle.teacher_days)
+        log = self.out / f"log-seed{seed}-{gem.key[:10]}"
+        students: dict[str, _State] = {}
+        learned = seen = cycle.teacher_days  # days that students, and the GEM, have been trained on
+        for day in range(cycle.first_day, cycle.first_day + cycle.days):
+            with naming(GEM):
+                self._answer(gem, log, learned, day)
+            for name, student in cycle.students.items():
+                with naming(name):
+                    teacher = gem if student.learns is not None else None
+                    students[name] = self._step(name, seed, students.get(name), learned, day, log, teacher)
+                served.append(Served(name, seed, day, students[name].run))
+            learned = day
+            if (day - cycle.first_day) % cycle.teacher.every == 0:
+                with naming(GEM):
+                    gem, seen = self._step(GEM, seed, gem, seen, day), day
+                served.append(Served(GEM, seed, day, gem.run))
+        return served
+
+    def _step(
+        self,
+        name: str,
+        seed: int,
+        before: _State | None,
+        since: int,
+        until: int,
+        log: Path | None = None,
+        teacher: _State | None = None,
+    ) -> _State:
+        """A model trained on days `since` until `until`, which then predicts day `until`."""
+        run = self.units.compose(self._words(name, since, until), seed, self._parts(name, str(log)))
+        learned = [teacher.key, strategies(self.cycle.students[name].learns, "")] if teacher else None
+        key = self.units.key(run, before.key if before else None, learned)
+        if before is not None:
+            run = dataclasses.replace(run, train=dataclasses.replace(run.train, start_from=str(before.run.path)))
+        folder = self.out / name / f"seed{seed}-day{until:02d}-{key[:10]}"
+        return _State(key, self.units.trained(run, folder, f"{name}, seed {seed}, for day {until}"))
+
+    def _answer(self, gem: _State, log: Path, since: int, until: int) -> None:
+        """The GEM answers days that it has not seen; those that are answered stay."""
+        teacher = self.cycle.teacher
+        codes = teacher.codes or (DEFAULT_CODES if self._codes_are_read() else None)
+        width = None if TeacherLog.is_there(log) else codes
+        lesson = Lesson(days=(float(since), float(until)), code_width=width, code_bits=teacher.code_bits)
+        teach(gem.run.path, log, lesson, self.units.registry, self.units.progress)
+
+    def _codes_are_read(self) -> bool:
+        return any("representation" in strategies(s.learns, "") for s in self.cycle.students.values() if s.learns)
+
+    def _words(self, name: str, since: int, until: int) -> list[str]:
+        """A model's words: trained on some days, tested on the day after. Nothing is held out for choosing."""
+        own = self.cycle.teacher.words if name == GEM else self.cycle.students[name].words
+        days = {"train": (since, until), "valid": (until - 1, until), "test": (until, until + 1)}
+        return [*self.cycle.base, *own, *(f"data.{split}_days=[{a},{b}]" for split, (a, b) in days.items())]
+
+    def _parts(self, name: str, log: str) -> dict[str, Any]:
+        """The strategies of a student, which read this log."""
+        learns = self.cycle.students[name].learns if name in self.cycle.students else None
+        parts: dict[str, Any] = {}
+        for strategy, options in (strategies(learns, "learns") if learns else {}).items():
+            parts[strategy] = {"name": strategy, **options}
+            if self.units.reads(parts[strategy]["name"], "log"):
+                parts[strategy].setdefault("log", log)
+        return parts

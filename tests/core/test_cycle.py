@@ -1,0 +1,192 @@
+"""The cycle: every day is predicted before it is trained on, and a kill at any moment changes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from gemkit.cli.main import main
+from gemkit.config.fields import from_mapping
+from gemkit.data import storage
+from gemkit.errors import GemkitError
+from gemkit.registry import load_registry
+from gemkit.runs import checkpoint
+from gemkit.session import load_run, open_dataset
+from gemkit.testing.runs import silent, table_config, tiny_run
+from gemkit.train import Training
+from gemkit.transfer import units
+from gemkit.transfer.cycle.config import CycleConfig
+from gemkit.transfer.cycle.report import markdown, report, write_report
+from gemkit.transfer.cycle.run import CycleRunner, Served
+from gemkit.transfer.log import TeacherLog
+
+DATA = {"num_examples": 900, "num_events": 100}
+BASE = ["data=tiny", "size.dim=8", "size.num_blocks=1", "size.num_tokens=4", "interaction.rank=4"]
+BASE += ["sequence=none", "cross=none", "train.batch_size=32", "parallel.accelerator=cpu", "train.log_every=1"]
+CYCLE: dict[str, Any] = {
+    "base": BASE,
+    "teacher": {"words": ["interaction.hidden=[16]"], "codes": 3, "every": 2},
+    "students": {
+        "alone": {},
+        "feed": {"words": ["data.only_tasks=[click]"], "learns": ["student_adapter", "representation"]},
+    },
+    "teacher_days": 4,
+    "first_day": 6,
+    "days": 3,
+    "task": "click",
+}
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cycle")
+    (folder / "configs" / "data").mkdir(parents=True)
+    (folder / "configs" / "data" / "tiny.yaml").write_text(yaml.safe_dump(table_config(folder / "data", **DATA)))
+    open_dataset(tiny_run(folder / "data", **DATA), load_registry(), silent())
+    return folder / "configs"
+
+
+def runner_of(configs: Path, out: Path, **changes: Any) -> CycleRunner:
+    cycle: CycleConfig = from_mapping(CycleConfig, CYCLE | changes)
+    return CycleRunner(cycle, out, load_registry(), (), [configs], silent())
+
+
+@pytest.fixture(scope="module")
+def whole(configs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Served], Path]:
+    """An uninterrupted cycle."""
+    out = tmp_path_factory.mktemp("whole")
+    return runner_of(configs, out).run(), out
+
+
+def test_every_model_serves_every_day_and_goes_on_from_the_day_before(
+    configs: Path, whole: tuple[list[Served], Path]
+) -> None:
+    served, out = whole
+    days = {name: [s.day for s in served if s.model == name] for name in ("alone", "feed", "gem")}
+    assert days == {"alone": [6, 7, 8], "feed": [6, 7, 8], "gem": [6, 8]}
+    data = open_dataset(tiny_run(configs.parent / "data", **DATA), load_registry(), silent())
+    times = np.asarray(data.columns[storage.TIMESTAMP])
+    by_day = np.floor(data.days(np.arange(len(times)))).astype(int)
+    for one in served:
+        loaded = load_run(one.run.path, load_registry())
+        before = times[by_day < one.day].max()
+        assert loaded.snapshot_s == before, "a model has seen what it predicts, or has missed a day"
+        assert one.run.metrics()["test"]["click"]["examples"] == (by_day == one.day).sum()
+    feed = [s.run for s in served if s.model == "feed"]
+    assert load_run(feed[1].path, load_registry()).model.run.train.start_from == str(feed[0].path)
+    (folder,) = out.glob("log-*")
+    log = TeacherLog.open(folder)
+    rows, snapshot = log.rows()
+    answered = np.isin(np.asarray(data.columns[storage.EXAMPLE_ID]), rows.example_id)
+    assert answered.tolist() == ((by_day >= 4) & (by_day < 8)).tolist()
+    assert (rows.timestamp > snapshot).all() and len({p.checkpoint for p in log.parts}) == 2
+    last = [r for r in feed[-1].rows() if r["split"] == "train"][-1]
+    assert last["transfer/answered"] == 1
+
+
+def test_a_refreshed_teacher_goes_on_in_its_code_space(whole: tuple[list[Served], Path]) -> None:
+    """Its own readouts moved; what it writes is near what the earlier one wrote about the same users' examples."""
+    (folder,) = whole[1].glob("log-*")
+    log = TeacherLog.open(folder)
+    assert log.space is not None
+    old, new = (log.space.unpack(log.as_asked([part]).code) for part in (log.parts[0], log.parts[-1]))
+    assert np.abs(old.mean(0)).max() < 2 and np.abs(new.mean(0)).max() < 2 and 0.1 < new.std() < 3
+
+
+def numbers(served: list[Served]) -> list[tuple[str, int, Any]]:
+    return [(s.model, s.day, s.run.metrics()["test"]) for s in served]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_points_it_ends_like_an_uninterrupted_one(
+    configs: Path, whole: tuple[list[Served], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Killed in a step, before or after a checkpoint, before or after an answer: each time at another moment."""
+    rng = np.random.default_rng(seed)
+    step, append, train = Training.step, TeacherLog.append, units.train
+    left = [0]
+
+    def killing(function: Any) -> Any:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0 and rng.random() < 0.5:
+                raise KeyboardInterrupt
+            result = function(*args, **options)
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return result
+
+        return wrapped
+
+    kills = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "step", killing(step))
+        patch.setattr(TeacherLog, "append", killing(append))
+        patch.setattr(units, "train", killing(train))
+        for _ in range(4):
+            left[0] = int(rng.integers(1, 7))
+            try:
+                runner_of(configs, tmp_path).run()
+            except KeyboardInterrupt:
+                kills += 1
+    found = runner_of(configs, tmp_path).run()
+    assert kills >= 2
+    assert numbers(found) == numbers(whole[0])
+    one, two = (checkpoint.load(s[-2].run.checkpoints / "last.safetensors")[0] for s in (found, whole[0]))
+    assert all((one[name] == two[name]).all() for name in one if not name.startswith("rng"))
+
+
+def test_nothing_is_done_twice(
+    configs: Path, whole: tuple[list[Served], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(units, "train", refused)
+    assert numbers(runner_of(configs, whole[1]).run()) == numbers(whole[0])
+    with pytest.raises(AssertionError, match="trained again"):  # a change does reach its model
+        runner_of(configs, whole[1], students={**CYCLE["students"], "alone": {"words": ["optimizer.lr=0.01"]}}).run()
+
+
+def test_the_report_is_over_days(whole: tuple[list[Served], Path], tmp_path: Path) -> None:
+    facts = report(whole[0], "click")
+    feed = facts["models"]["feed"]
+    nes = [s.run.metrics()["test"]["click"]["ne"] for s in whole[0] if s.model == "feed"]
+    assert [day["ne"] for day in feed["days"].values()] == pytest.approx(nes)
+    assert feed["ne"] == pytest.approx(np.mean(nes))
+    text = markdown(facts)
+    assert f"| 7 | {facts['models']['alone']['days']['7']['ne']:.4f} |" in text and "| mean |" in text
+    assert re.search(r"\| 7 \|.*\| - \|", text), "the GEM was not updated for day 7"
+    write_report(facts, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["models"].keys() == {"alone", "feed", "gem"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"students": {}}, "has no students"),
+        ({"first_day": 4}, "no day that the GEM has not seen"),
+        ({"students": {"a/b": {}}}, "a model is called"),
+        ({"students": {"feed": {"learns": 3}}}, "names no strategy"),
+        ({"teacher": {"code_bits": 3}}, "code_bits = 3"),
+        ({"day": 3}, "unknown key day"),
+    ],
+)
+def test_cycles_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(GemkitError, match=message):
+        from_mapping(CycleConfig, CYCLE | values)
+
+
+def test_the_command(configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text(json.dumps(CYCLE))
+    words = ["cycle", "--config-dir", str(configs), str(tmp_path / "c.yaml"), "--check"]
+    assert main(words) == 0
+    assert "alone, feed serve days 6 to 8" in capsys.readouterr().out
+    assert main([*words, "size.dim=none"]) == 2
+    assert "gem, size.dim" in capsys.readouterr().err
