@@ -32,6 +32,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--codes", type=int, metavar="K", help="also keep codes of K numbers of what the head reads")
     parser.add_argument("--bits", type=int, default=8, metavar="N", help="of each number: 4, 8 or 32 (default: 8)")
     parser.add_argument(
+        "--codes-of",
+        default="user",
+        choices=("user", "example"),
+        help="keep what examples of one user share, or as much as possible of each example (default: user)",
+    )
+    parser.add_argument(
         "--anchor", type=Path, metavar="LOG", help="keep the code space of this log, of an earlier teacher"
     )
     parser.add_argument(
@@ -60,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         seen=args.seen,
         code_width=args.codes,
         code_bits=args.bits,
+        code_of=args.codes_of,
         anchor=args.anchor,
     )
     taught = teach(args.run_folder, args.log, lesson, load_registry())

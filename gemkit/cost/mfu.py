@@ -31,7 +31,9 @@ def utilisation(
     flops = mfu = None
     fake = device != "cpu" or model.num_dense_parameters > SMALL
     try:
-        flops = count(model.run, model.schema, registry, middle_batch(loader), fake).flops_per_example
+        batch = middle_batch(loader)
+        batch = batch if model.features is None else model.features(batch)
+        flops = count(model.run, model.schema, registry, batch, fake).flops_per_example
         mfu = examples_per_s * flops / peak
     except Exception as error:  # whatever a plugin cannot do here, the trained model and its metrics are worth more
         say(f"note: no MFU, because a step could not be counted: {type(error).__name__}: {error}")

@@ -31,8 +31,11 @@ from gemkit.transfer.log import Part, Rows, TeacherLog
 PART_ROWS = 65_536
 """Answers in a part of the log: what is lost at most when a process is killed."""
 
-FIT_ROWS = 16_384
+FIT_ROWS = 32_768
 """Examples to which a code space is fitted: the newest that the teacher was trained on, or that the anchor knows."""
+
+FIT_NUMBERS = 50_000_000
+"""Numbers of all their readouts together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Lesson:
         seen: Answer examples too that the teacher may have been trained on.
         code_width: Numbers in each code; None: no codes.
         code_bits: Of each number.
+        code_of: What codes keep: of the "user", what examples of one user share (if the data set names users by its
+            group); or as much as they can of an "example".
         anchor: A log whose code space is kept, by a teacher that was refreshed. (In a log that others have begun it is
             kept in any case.)
     """
@@ -54,6 +59,7 @@ class Lesson:
     seen: bool = False
     code_width: int | None = None
     code_bits: int = 8
+    code_of: str = "user"
     anchor: Path | None = None
 
 
@@ -163,8 +169,12 @@ def _code_space(lesson: Lesson, loaded: LoadedRun, data: Dataset, progress: Prog
     if lesson.anchor is None:
         assert lesson.code_width is not None
         rows = data.split("train")
-        newest = np.sort(rows[np.argsort(data.columns[storage.TIMESTAMP][rows], kind="stable")[-FIT_ROWS:]])
-        return codes.fit(_readouts(loaded, data, newest, progress), lesson.code_width, lesson.code_bits)
+        count = min(FIT_ROWS, FIT_NUMBERS // loaded.model.dense.readout.width)
+        newest = np.sort(rows[np.argsort(data.columns[storage.TIMESTAMP][rows], kind="stable")[-count:]])
+        readouts = _readouts(loaded, data, newest, progress)
+        if lesson.code_of == "example" or data.schema.group is None:
+            return codes.fit(readouts, lesson.code_width, lesson.code_bits)
+        return codes.fit_users(readouts, data.columns[storage.GROUP][newest], lesson.code_width, lesson.code_bits)
     anchor = TeacherLog.open(lesson.anchor)
     if anchor.space is None or anchor.origin != data.origin:
         problem = "has no codes" if anchor.space is None else "is of another build of the data set"
@@ -178,7 +188,8 @@ def _anchored(
     """The space in which this teacher goes on with the codes of others, fitted to the newest of them."""
     assert log.space is not None
     known = log.as_asked(parts)
-    newest = slice(max(len(known.example_id) - FIT_ROWS, 0), None)
+    count = min(FIT_ROWS, FIT_NUMBERS // loaded.model.dense.readout.width)
+    newest = slice(max(len(known.example_id) - count, 0), None)
     ids = np.asarray(data.columns[storage.EXAMPLE_ID])
     order = np.argsort(ids, kind="stable")
     rows = order[np.searchsorted(ids[order], known.example_id[newest])]

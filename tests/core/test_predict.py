@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table, D
 
 def evaluated(run_folder: Path, dataset: Dataset) -> dict[int, np.ndarray]:
     """Example id -> probabilities, through the loader that evaluation uses."""
-    model, backend, _ = load_run(run_folder, load_registry())
+    model, backend, *_ = load_run(run_folder, load_registry())
     loader = make_loader(model.run, dataset, model, backend, "test", 64)
     found = {}
     with torch.no_grad():

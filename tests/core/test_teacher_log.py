@@ -249,6 +249,25 @@ def test_an_anchored_teacher_writes_the_old_codes() -> None:
     assert np.corrcoef(own.encode(held_out).ravel(), wanted.ravel())[0, 1] < 0.9
 
 
+def test_codes_of_users_keep_what_their_examples_share() -> None:
+    """The loudest directions are about items; the quiet one is the user's, and is the one that is kept."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(300), 6)
+    taste = rng.normal(size=300)[users]
+    readout = 5 * rng.normal(size=(1800, 3)) @ rng.normal(size=(3, 10)) + np.outer(taste, rng.normal(size=10))
+    readout = (readout + 0.1 * rng.normal(size=readout.shape)).astype(np.float32)
+
+    def tells(space: codes.CodeSpace) -> float:
+        """How well a user's first examples tell the taste behind the last."""
+        code = space.encode(readout)[:, 0].reshape(300, 6)
+        return float(abs(np.corrcoef(code[:, :3].mean(1), taste.reshape(300, 6)[:, 5])[0, 1]))
+
+    assert tells(codes.fit_users(readout, users, 1, 32)) > 0.98
+    assert tells(codes.fit(readout, 1, 32)) < 0.5
+    with pytest.raises(GemkitError, match="no user has two examples"):
+        codes.fit_users(readout, np.arange(1800), 1, 32)
+
+
 def test_too_wide_a_code_is_refused() -> None:
     with pytest.raises(GemkitError, match="codes of 13 numbers"):
         codes.fit(readouts(), 13, 8)

@@ -208,6 +208,7 @@ def test_a_student_from_end_to_end(data: Path, tmp_path: Path, capsys: pytest.Ca
     row = [r for r in student.rows() if r["split"] == "train"][-1]
     assert row["transfer/answered"] == 1 and row["transfer/teacher_age_days"] > 0
     assert student.metrics()["test"].keys() == {"click"}
+    assert student.metrics()["train"]["flops_per_example"] > teacher.metrics()["train"]["flops_per_example"]
     assert evaluate(student.path, load_registry(), silent()) == student.metrics()["test"]
     assert not any("auxiliary" in name for name in tensors_of(student))
     examples = data / "examples.parquet"
