@@ -29,10 +29,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Goes through the days."""
     from gemkit.registry import load_registry
-    from gemkit.transfer.cycle.config import read_cycle
+    from gemkit.transfer.cycle.config import CycleConfig
     from gemkit.transfer.cycle.run import CycleRunner
+    from gemkit.transfer.reading import read
 
-    cycle = read_cycle(args.cycle)
+    cycle = read(args.cycle, CycleConfig, "CYCLE")
     if args.seeds is not None:
         cycle = dataclasses.replace(cycle, seeds=args.seeds)
     out = args.out or Path("cycles") / args.cycle.stem

@@ -29,10 +29,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains a graph."""
     from gemkit.registry import load_registry
-    from gemkit.transfer.graph.config import in_order, read_graph
+    from gemkit.transfer.graph.config import GraphConfig, in_order
     from gemkit.transfer.graph.run import GraphRunner
+    from gemkit.transfer.reading import read
 
-    graph = read_graph(args.graph)
+    graph = read(args.graph, GraphConfig, "GRAPH")
     if args.seeds is not None:
         graph = dataclasses.replace(graph, seeds=args.seeds)
     out = args.out or Path("transfers") / args.graph.stem

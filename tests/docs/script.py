@@ -43,10 +43,11 @@ from gemkit.studies.scaling.plan import make_ladder
 from gemkit.testing.runs import silent, table_config
 from gemkit.testing.teaching import write_log
 from gemkit.train import train
-from gemkit.transfer.cycle.config import read_cycle
+from gemkit.transfer.cycle.config import CycleConfig
 from gemkit.transfer.cycle.run import CycleRunner
-from gemkit.transfer.graph.config import read_graph
+from gemkit.transfer.graph.config import GraphConfig
 from gemkit.transfer.graph.run import GraphRunner
+from gemkit.transfer.reading import read
 
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 STEPS = 2
@@ -126,7 +127,7 @@ class Script:
             if path.parent.name == LADDERS:
                 self._ladders.append(path)
             elif path.parent.name in ("graphs", "cycles"):
-                (read_graph if path.parent.name == "graphs" else read_cycle)(path)
+                read(path, GraphConfig if path.parent.name == "graphs" else CycleConfig, "page")
             else:
                 assert path.parent.name in GROUPS, f"{block.title} is no choice of a group"
                 (self._studies if is_study(read_config_file(path)) else self._choices).append(path)
@@ -193,9 +194,9 @@ class Script:
             elif argv[0] in ("transfer", "cycle"):
                 out = self.folder / "out"
                 if argv[0] == "transfer":
-                    GraphRunner(read_graph(args.graph), out, load_registry()).check()
+                    GraphRunner(read(args.graph, GraphConfig, "GRAPH"), out, load_registry()).check()
                 else:
-                    CycleRunner(read_cycle(args.cycle), out, load_registry()).check()
+                    CycleRunner(read(args.cycle, CycleConfig, "CYCLE"), out, load_registry()).check()
                 self.done["planned"] += 1
                 return
             elif argv[0] == "teach":

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-from gemkit.config.fields import Config, from_mapping, option
-from gemkit.config.files import read_yaml
+from gemkit.config.fields import Config, option
 from gemkit.errors import GemkitError
 from gemkit.transfer.graph.config import check_bits, check_name, strategies
 
@@ -67,21 +65,3 @@ class CycleConfig(Config):
                 where="first_day",
                 allowed=f"more than teacher_days = {self.teacher_days}",
             )
-
-
-def read_cycle(path: Path) -> CycleConfig:
-    """The cycle in a YAML file.
-
-    Raises:
-        GemkitError: There is no such file, or it is not what it should be; the field is named.
-    """
-    try:
-        values = read_yaml(path)
-    except FileNotFoundError:
-        raise GemkitError(f"there is no file {path}", where="CYCLE", allowed="a YAML file with students") from None
-    try:
-        cycle: CycleConfig = from_mapping(CycleConfig, values)
-    except GemkitError as error:
-        where = f"{path}, {error.where}" if error.where else str(path)
-        raise GemkitError(error.what, where=where, allowed=error.allowed, fix=error.fix) from error
-    return cycle

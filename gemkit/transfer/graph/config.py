@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from gemkit.config.fields import Config, from_mapping, option, shown
-from gemkit.config.files import read_yaml
+from gemkit.config.fields import Config, option, shown
 from gemkit.errors import GemkitError, did_you_mean
 from gemkit.transfer.codes import BITS
 
@@ -120,21 +118,3 @@ def in_order(graph: GraphConfig) -> list[str]:
         for name in ready:
             del left[name]
     return done
-
-
-def read_graph(path: Path) -> GraphConfig:
-    """The graph in a YAML file.
-
-    Raises:
-        GemkitError: There is no such file, or it is not what it should be; the field is named.
-    """
-    try:
-        values = read_yaml(path)
-    except FileNotFoundError:
-        raise GemkitError(f"there is no file {path}", where="GRAPH", allowed="a YAML file with nodes") from None
-    try:
-        graph: GraphConfig = from_mapping(GraphConfig, values)
-    except GemkitError as error:
-        where = f"{path}, {error.where}" if error.where else str(path)
-        raise GemkitError(error.what, where=where, allowed=error.allowed, fix=error.fix) from error
-    return graph
