@@ -16,6 +16,7 @@ from typing import Any
 import report_kernels
 import report_memory
 import report_parallel
+import report_transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "docs" / name for name in ("results.md", "plan.md")]
@@ -290,6 +291,7 @@ WHOLE_TABLES: dict[str, Callable[[], str]] = {
     "plan_measured": lambda: report_parallel.planned(_read("plan_measured")),
     "kernels_h100": lambda: report_kernels.kernels(_read("kernels_h100")),
     "plan_wukong": plan_wukong,
+    "transfer_strategies": lambda: report_transfer.transfer(_read("transfer_strategies")),
     "wukong_gpu": lambda: report_kernels.wukong_gpu(_read("wukong_gpu")),
 }
 """Mark in the page -> what makes the table below it."""

@@ -1,0 +1,37 @@
+"""The results page's tables of knowledge transfer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def transfer(report: Any) -> str:
+    """Each variant's NE and what it gained, one table for each age of the teacher."""
+    parts = []
+    for one in report["lags"]:
+        variants = one["variants"]
+        baseline = variants.get("distill", {}).get("test", {}).get("ne", {}).get("difference_from_alone")
+        lines = [
+            f"{len(report['seeds'])} seeds, teacher {one['lag_days']} days old at the student's first day",
+            "",
+            "| | NE | minus alone | gain, of `distill`'s | AUC | calibration | MFLOP/example | ms/1,000 examples |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for name, entry in variants.items():
+            ne = entry["test"]["ne"]
+            difference = ne.get("difference_from_alone")
+            shown = f"{difference['mean']:+.4f} ± {difference['ci95']:.4f}" if difference else "-"
+            ratio = f"{difference['mean'] / baseline['mean']:.1f}x" if difference and baseline else "-"
+            flops = entry["flops_per_example"]
+            cells = (
+                f"{ne['mean']:.4f} ± {ne['sd']:.4f}",
+                shown,
+                ratio,
+                f"{entry['test']['auc']['mean']:.4f}",
+                f"{entry['test']['calibration']['mean']:.3f}",
+                "-" if flops is None else f"{flops / 1e6:.2f}",
+                f"{entry['ms_per_1000']:.1f}",
+            )
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
