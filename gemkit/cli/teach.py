@@ -28,7 +28,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help="only examples from day A until day B, counted from the data set's first "
         "(default: all that are newer than what the teacher was trained on)",
     )
-    parser.add_argument("--surfaces", default="", metavar="S,S", help="only examples on these surfaces")
+    parser.add_argument(
+        "--surfaces", default="", metavar="S,S", help="only examples on these surfaces (default: the teacher's)"
+    )
     parser.add_argument("--codes", type=int, metavar="K", help="also keep codes of K numbers of what the head reads")
     parser.add_argument("--bits", type=int, default=8, metavar="N", help="of each number: 4, 8 or 32 (default: 8)")
     parser.add_argument(

@@ -44,7 +44,7 @@ class Lesson:
 
     Attributes:
         days: First and last day (excluded) of the examples; None: all that are newer than the teacher.
-        surfaces: Only examples on these; empty: on all.
+        surfaces: Only examples on these; empty: on those that the teacher was trained on.
         seen: Answer examples too that the teacher may have been trained on.
         code_width: Numbers in each code; None: no codes.
         code_bits: Of each number.
@@ -118,7 +118,7 @@ def _asked(data: Dataset, lesson: Lesson, snapshot: int) -> np.ndarray:
         GemkitError: There are none, or the teacher may have been trained on some.
     """
     data.selected(Selection(surfaces=lesson.surfaces))  # which knows the names
-    asked = data.pick(np.arange(data.num_examples), lesson.days, lesson.surfaces)
+    asked = data.pick(np.arange(data.num_examples), lesson.days, lesson.surfaces or data.selection.surfaces)
     new = data.columns[storage.TIMESTAMP][asked] > snapshot
     if lesson.days is None and not lesson.seen:
         asked, new = asked[new], new[new]

@@ -181,6 +181,20 @@ def test_days_and_surfaces(gem: tuple[Path, Dataset], tmp_path: Path) -> None:
         teach(run, tmp_path / "log", Lesson(surfaces=("shop",)), load_registry(), silent())
 
 
+def test_a_teacher_of_one_surface_answers_on_that_surface(tmp_path: Path) -> None:
+    words = ["train.max_steps=1", "sequence=none", f"runs={tmp_path / 'runs'}"]
+    data = {"num_examples": 600, "num_events": 100}
+    whole = open_dataset(tiny_run(tmp_path, *words, **data), load_registry(), silent())
+    surface = whole.schema.surfaces[1]
+    train(tiny_run(tmp_path, *words, f"data.only_surfaces=[{surface}]", **data), load_registry(), progress=silent())
+    (run,) = (tmp_path / "runs").iterdir()
+    teach(run, tmp_path / "log", Lesson(), load_registry(), silent())
+    answered = np.isin(
+        np.asarray(whole.columns[storage.EXAMPLE_ID]), TeacherLog.open(tmp_path / "log").rows()[0].example_id
+    )
+    assert answered.any() and set(np.asarray(whole.columns[storage.SURFACE])[answered]) == {1}
+
+
 def test_a_log_of_another_data_set_is_not_added_to(gem: tuple[Path, Dataset], tmp_path: Path, data: Dataset) -> None:
     write_log(tmp_path / "log", data)
     with pytest.raises(GemkitError, match="another build of the data set"):
