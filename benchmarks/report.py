@@ -291,7 +291,7 @@ WHOLE_TABLES: dict[str, Callable[[], str]] = {
     "plan_measured": lambda: report_parallel.planned(_read("plan_measured")),
     "kernels_h100": lambda: report_kernels.kernels(_read("kernels_h100")),
     "plan_wukong": plan_wukong,
-    "transfer_bias": lambda: report_transfer.transfer(_read("transfer_bias")),
+    "transfer_bias": lambda: report_transfer.transfer(_read("transfer_bias"), with_cost=False),
     "transfer_strategies": lambda: report_transfer.transfer(_read("transfer_strategies")),
     "wukong_gpu": lambda: report_kernels.wukong_gpu(_read("wukong_gpu")),
 }

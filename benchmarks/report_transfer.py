@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 
-def transfer(report: Any) -> str:
+def transfer(report: Any, with_cost: bool = True) -> str:
     """Each variant's NE and what it gained, one table for each age of the teacher."""
+    cost = " MFLOP/example | ms/1,000 examples |" if with_cost else ""
     parts = []
     for one in report["lags"]:
         variants = one["variants"]
@@ -14,8 +15,8 @@ def transfer(report: Any) -> str:
         lines = [
             f"{len(report['seeds'])} seeds, teacher {one['lag_days']} days old at the student's first day",
             "",
-            "| | NE | minus alone | gain, of `distill`'s | AUC | calibration | MFLOP/example | ms/1,000 examples |",
-            "|---|---|---|---|---|---|---|---|",
+            f"| | NE | minus alone | gain, of `distill`'s | AUC | calibration |{cost}",
+            "|---" * (8 if with_cost else 6) + "|",
         ]
         for name, entry in variants.items():
             ne = entry["test"]["ne"]
@@ -32,6 +33,6 @@ def transfer(report: Any) -> str:
                 "-" if flops is None else f"{flops / 1e6:.2f}",
                 f"{entry['ms_per_1000']:.1f}",
             )
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {' | '.join(cells if with_cost else cells[:-2])} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
