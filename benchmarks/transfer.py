@@ -199,7 +199,7 @@ def main() -> None:
     """Runs a suite and writes its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--jobs", type=int, default=2, help="seeds at once, one thread each")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "transfer")
     parser.add_argument("--child", type=int, nargs=2, metavar=("SEED", "LAG"), help=argparse.SUPPRESS)

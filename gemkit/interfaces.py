@@ -271,6 +271,9 @@ class TransferStrategy(nn.Module):
     taps: tuple[str, ...] = ()
     """Names of inner tensors of the student that `loss` wants in `Outputs.taps`: ``block<i>.x``."""
 
+    reads_codes: bool = False
+    """Whether it needs the codes of a teacher log, so that whoever writes one for it leaves some."""
+
     fresh: bool = True
     """Set by training: whether this run sees the examples of the batch for the first time."""
 

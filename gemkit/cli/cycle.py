@@ -32,12 +32,13 @@ def run(args: argparse.Namespace) -> int:
     from gemkit.transfer.cycle.config import CycleConfig
     from gemkit.transfer.cycle.run import CycleRunner
     from gemkit.transfer.reading import read
+    from gemkit.transfer.units import Units
 
     cycle = read(args.cycle, CycleConfig, "CYCLE")
     if args.seeds is not None:
         cycle = dataclasses.replace(cycle, seeds=args.seeds)
     out = args.out or Path("cycles") / args.cycle.stem
-    runner = CycleRunner(cycle, out, load_registry(), args.overrides, args.config_dir)
+    runner = CycleRunner(cycle, out, Units(load_registry(), args.overrides, args.config_dir))
     if args.check:
         runner.check()
         last = cycle.first_day + cycle.days - 1

@@ -32,13 +32,14 @@ def run(args: argparse.Namespace) -> int:
     from gemkit.transfer.graph.config import GraphConfig, in_order
     from gemkit.transfer.graph.run import GraphRunner
     from gemkit.transfer.reading import read
+    from gemkit.transfer.units import Units
 
     graph = read(args.graph, GraphConfig, "GRAPH")
     if args.seeds is not None:
         graph = dataclasses.replace(graph, seeds=args.seeds)
     out = args.out or Path("transfers") / args.graph.stem
     registry = load_registry()
-    runner = GraphRunner(graph, out, registry, args.overrides, args.config_dir)
+    runner = GraphRunner(graph, out, Units(registry, args.overrides, args.config_dir))
     if args.check:
         runner.check()
         print(" -> ".join(in_order(graph)))

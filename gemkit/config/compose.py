@@ -221,8 +221,11 @@ def _add_choice(override: Override, group: str, wanted: Wanted, registry: Regist
     if isinstance(value, list) and group in LISTS and not override.is_delete():
         names = [str(name) for name in value]
         for name in names:
-            if name not in registry.names(group) or name == LISTS[group] or names.count(name) > 1:
+            if name not in registry.names(group) or name == LISTS[group]:
                 raise registry.unknown(group, name)
+            if names.count(name) > 1:
+                fix = f"{group}={LISTS[group]}, with {group}.parts.<another name>.name={name}"
+                raise GemkitError(f"{group} names {name} twice", where=group, allowed="each once", fix=fix)
             key = f"{group}.parts.{name}.name"
             wanted.values[key] = f"++{key}={name}"
         value = LISTS[group]

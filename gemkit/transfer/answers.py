@@ -110,11 +110,7 @@ class LoggedAnswers(nn.Module):
             codes = np.zeros((log.num_rows, 0), np.float32)
             if self.with_codes:
                 if log.space is None:
-                    raise GemkitError(
-                        "the teacher log has no codes",
-                        where="transfer.log",
-                        fix="gemkit teach RUN --log LOG --codes 32",
-                    )
+                    raise without_codes()
                 codes = log.space.unpack(rows.code)
             held = (rows.example_id, rows.logits[:, columns], snapshot, codes)
             self._held[device] = tuple(torch.from_numpy(array).to(device) for array in held)

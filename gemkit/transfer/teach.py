@@ -155,6 +155,8 @@ def _open_log(folder: Path, lesson: Lesson, loaded: LoadedRun, data: Dataset, pr
         if here != there:
             raise GemkitError(f"the log is of another {what}", where=str(folder), allowed=there, fix="name a new log")
     wanted = lesson.code_width
+    if lesson.anchor is not None and log.space is None:
+        raise GemkitError("the log has no codes", where="--anchor", allowed="no codes", fix="name a new log")
     if wanted is not None and (log.space is None or (log.space.width, log.space.bits) != (wanted, lesson.code_bits)):
         found = f"{log.space.width} numbers of {log.space.bits} bits" if log.space else "no codes"
         raise GemkitError("the log has other codes", where="--codes", allowed=found, fix="name a new log")

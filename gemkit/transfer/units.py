@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ class Units:
     def reads(self, strategy: str, option: str) -> bool:
         """Whether a strategy has an option of this name: `log`, or `teacher`."""
         return option in {f.name for f in dataclasses.fields(self.registry.get("transfer", strategy).config)}
+
+    def default_codes(self, strategies: Iterable[str]) -> int | None:
+        """Numbers in the codes that a teacher leaves for these strategies, where nobody says; None: they read none."""
+        read = any(getattr(self.registry.get("transfer", name).cls, "reads_codes", False) for name in strategies)
+        return DEFAULT_CODES if read else None
 
     def key(self, run: RunConfig, *learned: Any) -> str:
         """What the result of a run depends on: its config, its data, and what else is named. No path is part of it."""

@@ -14,7 +14,7 @@ from gemkit.config.fields import option
 from gemkit.data.batch import Batch
 from gemkit.interfaces import Answers, BuildContext, EmbeddingTables, Outputs
 from gemkit_transfer.base import SoftLabelConfig, SoftLabelStrategy
-from gemkit_transfer.losses import AuxiliaryHead, label_loss, soft_loss
+from gemkit_transfer.losses import AuxiliaryHead, soft_loss
 
 if TYPE_CHECKING:
     from gemkit.model import GEM
@@ -61,12 +61,8 @@ class AuxiliaryHeadTransfer(SoftLabelStrategy):
         assert teacher is not None
         target = (self.options.alpha * torch.sigmoid(teacher.logits)).clamp(0, 1)
         losses = soft_loss(self.head(student.readout), target, teacher.known, batch.weights)
-        opening = self.opening(
-            label_loss(torch.logit(target, eps=1e-6), batch, teacher.known),
-            label_loss(student.logits, batch, teacher.known),
-            (teacher.known * batch.masks * batch.weights.unsqueeze(1)).sum(0),
-        )
-        return self.options.weight * self.summed(opening * losses)
+        scaled = torch.logit(target, eps=1e-6)
+        return self.options.weight * self.gated(losses, scaled, student.logits, batch, teacher.known)
 
 
 def head_for(student: nn.Module, hidden: tuple[int, ...], num_tasks: int, beta: float) -> AuxiliaryHead:

@@ -12,6 +12,7 @@ from gemkit.data.batch import Batch
 from gemkit.interfaces import Answers, BuildContext, TransferStrategy
 from gemkit.transfer.answers import LogConfig, LoggedAnswers
 from gemkit_transfer.gate import Gate, named
+from gemkit_transfer.losses import label_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class SoftLabelStrategy(TransferStrategy):
 
     def __init__(self, config: SoftLabelConfig, context: BuildContext) -> None:
         super().__init__()
-        self.config, self.tasks = config, context.schema.task_names
+        self.tasks = context.schema.task_names
         self.answers = LoggedAnswers(config.log, context.schema)
         self.gate = Gate(len(self.tasks), config.gate_tolerance, config.gate_half_life) if config.gate else None
         weights = torch.tensor([task.weight for task in context.schema.tasks])
@@ -44,6 +45,23 @@ class SoftLabelStrategy(TransferStrategy):
     def summed(self, losses: Tensor) -> Tensor:
         """The tasks' losses as the serving head adds up its own: a weight of 1 is as much as the labels. Shape: ()."""
         return (losses * self.task_weights).sum()
+
+    def gated(self, losses: Tensor, target: Tensor, rival: Tensor, batch: Batch, known: Tensor) -> Tensor:
+        """The tasks' losses, each turned down as far as its gate is shut, summed.
+
+        Args:
+            target, rival: Logits (B, P) whose loglosses on new labels the gate compares.
+            known: (B, P), where both are there.
+
+        Shape: losses (P,) -> ().
+        """
+        if self.gate is None:
+            return self.summed(losses)
+        opening: Tensor = self.gate()  # what earlier batches say: this one shall not choose its own weight
+        if self.training and self.fresh:
+            seen = (known * batch.masks * batch.weights.unsqueeze(1)).sum(0)
+            self.gate.observe(*(label_loss(logits.detach(), batch, known) for logits in (target, rival)), seen)
+        return self.summed(opening.detach() * losses)
 
     @torch.no_grad()
     def answer(self, batch: Batch) -> Answers:
@@ -55,15 +73,6 @@ class SoftLabelStrategy(TransferStrategy):
             size = known.new_tensor(float(batch.size))
             self.sums += torch.stack([size, known.sum(), days])
         return answers
-
-    def opening(self, target: Tensor, rival: Tensor, seen: Tensor) -> Tensor:
-        """How much of each task's loss counts. Shape: loglosses and weight of labels, (P,) -> (P,)."""
-        if self.gate is None:
-            return torch.ones_like(seen)
-        opening: Tensor = self.gate()  # what earlier batches say: this one shall not choose its own weight
-        if self.training and self.fresh:
-            self.gate.observe(target.detach(), rival.detach(), seen)
-        return opening.detach()
 
     def report(self) -> dict[str, float]:
         """Share of examples with an answer, its mean age, and the gate."""

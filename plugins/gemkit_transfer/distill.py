@@ -12,7 +12,7 @@ from gemkit.config.fields import option
 from gemkit.data.batch import Batch
 from gemkit.interfaces import Answers, BuildContext, Outputs
 from gemkit_transfer.base import SoftLabelConfig, SoftLabelStrategy
-from gemkit_transfer.losses import label_loss, soft_loss
+from gemkit_transfer.losses import soft_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,4 @@ class Distill(SoftLabelStrategy):
         assert teacher is not None
         t = self.temperature
         losses = soft_loss(student.logits / t, torch.sigmoid(teacher.logits / t), teacher.known, batch.weights)
-        opening = self.opening(
-            label_loss(teacher.logits, batch, teacher.known),
-            label_loss(student.logits, batch, teacher.known),
-            (teacher.known * batch.masks * batch.weights.unsqueeze(1)).sum(0),
-        )
-        return self.weight * t * t * self.summed(opening * losses)
+        return self.weight * t * t * self.gated(losses, teacher.logits, student.logits, batch, teacher.known)

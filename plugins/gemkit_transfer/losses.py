@@ -10,7 +10,7 @@ from gemkit.nn.layers import mlp
 
 
 def soft_loss(logits: Tensor, target: Tensor, known: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy with probabilities: for each task its mean over the examples that have an answer; their mean.
+    """Cross-entropy with probabilities: for each task its weighted mean over the examples that have an answer.
 
     A task without any answer in the batch adds nothing.
 

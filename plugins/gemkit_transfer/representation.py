@@ -51,6 +51,8 @@ class Representation(TransferStrategy):
     Differs: codes come from a linear autoencoder (`gemkit.transfer.codes`). The schema's group is taken for the user.
     """
 
+    reads_codes = True
+
     def __init__(self, config: RepresentationConfig, context: BuildContext) -> None:
         super().__init__()
         self.config = config

@@ -108,6 +108,4 @@ class StudentAdapter(SoftLabelStrategy):
         target = torch.sigmoid(adapted.detach())
         logits = student.logits if self.head is None else self.head(student.readout)
         losses = soft_loss(logits, target, teacher.known, batch.weights)
-        seen = (newer * batch.masks * batch.weights.unsqueeze(1)).sum(0)
-        opening = self.opening(fit, label_loss(teacher.logits, batch, newer), seen)
-        return self.summed(fit) + self.options.weight * self.summed(opening * losses)
+        return self.summed(fit) + self.options.weight * self.gated(losses, adapted, teacher.logits, batch, newer)

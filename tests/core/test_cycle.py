@@ -20,11 +20,12 @@ from gemkit.runs import checkpoint
 from gemkit.session import load_run, open_dataset
 from gemkit.testing.runs import silent, table_config, tiny_run
 from gemkit.train import Training
+from gemkit.transfer import teach as teaching
 from gemkit.transfer import units
 from gemkit.transfer.cycle.config import CycleConfig
 from gemkit.transfer.cycle.report import markdown, report, write_report
 from gemkit.transfer.cycle.run import CycleRunner, Served
-from gemkit.transfer.log import TeacherLog
+from gemkit.transfer.log import Part, TeacherLog
 
 DATA = {"num_examples": 900, "num_events": 100}
 BASE = ["data=tiny", "size.dim=8", "size.num_blocks=1", "size.num_tokens=4", "interaction.rank=4"]
@@ -54,7 +55,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def runner_of(configs: Path, out: Path, **changes: Any) -> CycleRunner:
     cycle: CycleConfig = from_mapping(CycleConfig, CYCLE | changes)
-    return CycleRunner(cycle, out, load_registry(), (), [configs], silent())
+    return CycleRunner(cycle, out, units.Units(load_registry(), (), [configs], silent()))
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +91,30 @@ def test_every_model_serves_every_day_and_goes_on_from_the_day_before(
     assert last["transfer/answered"] == 1
 
 
-def test_a_refreshed_teacher_goes_on_in_its_code_space(whole: tuple[list[Served], Path]) -> None:
-    """Its own readouts moved; what it writes is near what the earlier one wrote about the same users' examples."""
+def test_a_refreshed_teacher_goes_on_in_its_code_space(configs: Path, whole: tuple[list[Served], Path]) -> None:
+    """Its readouts moved: what it writes is encoded by a map of its own, to the codes that the first one left."""
     (folder,) = whole[1].glob("log-*")
     log = TeacherLog.open(folder)
     assert log.space is not None
-    old, new = (log.space.unpack(log.as_asked([part]).code) for part in (log.parts[0], log.parts[-1]))
-    assert np.abs(old.mean(0)).max() < 2 and np.abs(new.mean(0)).max() < 2 and 0.1 < new.std() < 3
+    first, last = log.parts[0], log.parts[-1]
+    refreshed = next(s.run for s in whole[0] if s.model == "gem")
+    assert refreshed.path.name == last.teacher != first.teacher
+    loaded = load_run(refreshed.path, load_registry())
+    data = loaded.open_dataset(load_registry(), silent())
+    by_id = {int(i): row for row, i in enumerate(np.asarray(data.columns[storage.EXAMPLE_ID]))}
+
+    def readouts(part: Part) -> np.ndarray:
+        rows = np.array([by_id[int(i)] for i in log.as_asked([part]).example_id])
+        return teaching._readouts(loaded, data, rows, silent())
+
+    others = [part for part in log.parts if part.checkpoint == first.checkpoint]
+    space = teaching._anchored(loaded, data, log, others, silent())
+    written = log.as_asked([last]).code
+    assert (written != log.space.pack(log.space.encode(readouts(last)))).any(), "encoded as the first teacher's"
+    np.testing.assert_array_equal(written, space.pack(space.encode(readouts(last))))
+    wanted = log.space.unpack(log.as_asked([first]).code)
+    own, kept = (np.square(s.encode(readouts(first)) - wanted).mean() for s in (log.space, space))
+    assert kept < own, "the map is no nearer to the old codes than none"
 
 
 def numbers(served: list[Served]) -> list[tuple[str, int, Any]]:
@@ -176,6 +194,7 @@ def test_the_report_is_over_days(whole: tuple[list[Served], Path], tmp_path: Pat
         ({"students": {"feed": {"learns": 3}}}, "names no strategy"),
         ({"teacher": {"code_bits": 3}}, "code_bits = 3"),
         ({"day": 3}, "unknown key day"),
+        ({"students": {"gem": {}}}, "as the teacher is"),
     ],
 )
 def test_cycles_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:

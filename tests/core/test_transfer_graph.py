@@ -70,7 +70,7 @@ def chain(days: float, **changes: Any) -> GraphConfig:
 
 
 def runner_of(graph: GraphConfig, place: tuple[Path, float], out: Path) -> GraphRunner:
-    return GraphRunner(graph, out, load_registry(), (), [place[0] / "configs"], silent())
+    return GraphRunner(graph, out, units.Units(load_registry(), (), [place[0] / "configs"], silent()))
 
 
 def test_a_chain_is_trained_reported_and_not_trained_again(
@@ -133,6 +133,19 @@ def test_only_what_a_change_reaches_is_trained_again(place: tuple[Path, float], 
     assert all(keys[name] != other[name] for name in keys)
     moved = keys_of(runner_of(chain(place[1]), place, tmp_path / "elsewhere"))
     assert moved == keys
+
+
+def test_a_student_that_reads_codes_later_makes_its_teacher_answer_again_and_not_train(
+    place: tuple[Path, float], tmp_path: Path
+) -> None:
+    def graph(learned: str) -> GraphConfig:
+        return graph_of(place[1], gem={"at": (0.0, 0.4)}, vm={"at": (0.4, 1.0), "teachers": {"gem": learned}})
+
+    plain = runner_of(graph("distill"), place, tmp_path).run()
+    coded = runner_of(graph("representation"), place, tmp_path).run()
+    assert plain[0].run == coded[0].run and plain[0].log != coded[0].log
+    assert [t.log and t.log.name for t in (plain[0], coded[0])] == ["log", "log-32x8"]
+    assert plain[-1].run != coded[-1].run
 
 
 def keys_of(runner: GraphRunner) -> dict[str, str]:

@@ -48,6 +48,7 @@ from gemkit.transfer.cycle.run import CycleRunner
 from gemkit.transfer.graph.config import GraphConfig
 from gemkit.transfer.graph.run import GraphRunner
 from gemkit.transfer.reading import read
+from gemkit.transfer.units import Units
 
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 STEPS = 2
@@ -194,9 +195,9 @@ class Script:
             elif argv[0] in ("transfer", "cycle"):
                 out = self.folder / "out"
                 if argv[0] == "transfer":
-                    GraphRunner(read(args.graph, GraphConfig, "GRAPH"), out, load_registry()).check()
+                    GraphRunner(read(args.graph, GraphConfig, "GRAPH"), out, Units(load_registry())).check()
                 else:
-                    CycleRunner(read(args.cycle, CycleConfig, "CYCLE"), out, load_registry()).check()
+                    CycleRunner(read(args.cycle, CycleConfig, "CYCLE"), out, Units(load_registry())).check()
                 self.done["planned"] += 1
                 return
             elif argv[0] == "teach":

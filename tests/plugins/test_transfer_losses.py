@@ -151,9 +151,9 @@ def test_stop_gradients_hold_by_finite_differences(student: Model, log: Path) ->
     """Autograd moves the adapter as its own loss falls, and not as the student's would."""
     batch = batch_of(student)
     strategy = strategy_of(student, "student_adapter", log, head="serving").double()
-    strategy.adapter.top.weight.data.normal_(0, 0.3)  # type: ignore[union-attr, operator]
-    answers = Answers(*(t.double() for t in made_up(batch)))
     generator = torch.Generator().manual_seed(5)
+    strategy.adapter.top.weight.data.normal_(0, 0.3, generator=generator)  # type: ignore[union-attr, operator]
+    answers = Answers(*(t.double() for t in made_up(batch)))
     logits = torch.randn(batch.size, P, generator=generator, dtype=torch.float64, requires_grad=True)
     double = batch._replace(labels=batch.labels.double(), masks=batch.masks.double(), weights=batch.weights.double())
     outputs = Outputs(logits, torch.zeros(batch.size, 1, dtype=torch.float64), {})
@@ -168,12 +168,14 @@ def test_stop_gradients_hold_by_finite_differences(student: Model, log: Path) ->
         return loss
 
     whole().backward()  # type: ignore[no-untyped-call]
+    leaks = []
     for parameter in strategy.adapter.parameters():  # type: ignore[union-attr]
         direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         assert parameter.grad is not None
         found = (parameter.grad * direction).sum().item()
         assert found == pytest.approx(finite_difference(fit, parameter, direction), rel=1e-4, abs=1e-8)
-        assert found != pytest.approx(finite_difference(whole, parameter, direction), rel=1e-2)
+        leaks.append(abs(found - finite_difference(whole, parameter, direction)) / abs(found))
+    assert max(leaks) > 0.05, "the student's loss does not depend on the adapter: there is nothing to stop"
     direction = torch.randn(logits.shape, generator=generator, dtype=torch.float64)
     assert logits.grad is not None
     expected = finite_difference(whole, logits, direction)

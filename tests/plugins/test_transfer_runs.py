@@ -243,7 +243,7 @@ def test_lists_of_strategies_compose() -> None:
     ("words", "message"),
     [
         (["transfer=[distill,distil]", "transfer.log=x"], "unknown transfer 'distil'"),
-        (["transfer=[distill,distill]", "transfer.log=x"], "unknown transfer 'distill'"),
+        (["transfer=[distill,distill]", "transfer.log=x"], "transfer names distill twice"),
         (["transfer=[]"], "no strategy is named"),
         (["transfer=[distill]"], "needs a teacher log"),
         (["transfer=[distill]", "transfer.log=x", "transfer.parts.distill.wait=1"], "unknown key"),

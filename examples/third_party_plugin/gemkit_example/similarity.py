@@ -34,6 +34,8 @@ class SimilarityPreserving(TransferStrategy):
         readout, where the paper has the layer itself.
     """
 
+    reads_codes = True
+
     def __init__(self, config: SimilarityConfig, context: BuildContext) -> None:
         super().__init__()
         self.weight = config.weight

@@ -9,6 +9,9 @@ from gemkit.config.fields import Config, option
 from gemkit.errors import GemkitError
 from gemkit.transfer.graph.config import check_bits, check_name, strategies
 
+GEM = "gem"
+"""How files and reports call the teacher."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Config):
@@ -59,6 +62,8 @@ class CycleConfig(Config):
             raise GemkitError("the cycle has no students", where="students", fix="students: {feed: {learns: distill}}")
         for name in self.students:
             check_name(name, "students")
+            if name == GEM:
+                raise GemkitError(f"a student is called {GEM}, as the teacher is", where="students", fix="rename it")
         if self.first_day <= self.teacher_days:
             raise GemkitError(
                 f"first_day = {self.first_day} leaves students no day that the GEM has not seen",

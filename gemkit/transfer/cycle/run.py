@@ -14,20 +14,15 @@ before anything was trained on its day: progressive validation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gemkit.registry import Registry
 from gemkit.runs.folder import RunFolder
-from gemkit.runs.progress import Progress
-from gemkit.transfer.cycle.config import CycleConfig
+from gemkit.transfer.cycle.config import GEM, CycleConfig
 from gemkit.transfer.graph.config import strategies
 from gemkit.transfer.log import TeacherLog
 from gemkit.transfer.teach import Lesson, teach
-from gemkit.transfer.units import DEFAULT_CODES, Units, naming
-
-GEM = "gem"
+from gemkit.transfer.units import Units, naming
 
 
 class Served(NamedTuple):
@@ -47,23 +42,10 @@ class _State(NamedTuple):
 
 
 class CycleRunner:
-    """Goes through the days; what is there already is not done again.
+    """Goes through the days; what is there already is not done again."""
 
-    Args:
-        overrides, config_dirs: As for `Units`.
-    """
-
-    def __init__(
-        self,
-        cycle: CycleConfig,
-        out: Path,
-        registry: Registry,
-        overrides: Sequence[str] = (),
-        config_dirs: Sequence[Path] = (),
-        progress: Progress | None = None,
-    ) -> None:
-        self.cycle, self.out = cycle, out
-        self.units = Units(registry, overrides, config_dirs, progress)
+    def __init__(self, cycle: CycleConfig, out: Path, units: Units) -> None:
+        self.cycle, self.out, self.units = cycle, out, units
 
     def check(self) -> None:
         """Composes every model, so that a word that is wrong is found before any training.
@@ -131,13 +113,12 @@ class CycleRunner:
     def _answer(self, gem: _State, log: Path, since: int, until: int) -> None:
         """The GEM answers days that it has not seen; those that are answered stay."""
         teacher = self.cycle.teacher
-        codes = teacher.codes or (DEFAULT_CODES if self._codes_are_read() else None)
-        width = None if TeacherLog.is_there(log) else codes
+        learned = [part["name"] for name in self.cycle.students for part in self._parts(name, str(log)).values()]
+        width = teacher.codes or self.units.default_codes(learned)
+        if TeacherLog.is_there(log):
+            width = None  # it has what it has
         lesson = Lesson(days=(float(since), float(until)), code_width=width, code_bits=teacher.code_bits)
         teach(gem.run.path, log, lesson, self.units.registry, self.units.progress)
-
-    def _codes_are_read(self) -> bool:
-        return any("representation" in strategies(s.learns, "") for s in self.cycle.students.values() if s.learns)
 
     def _words(self, name: str, since: int, until: int) -> list[str]:
         """A model's words: trained on some days, tested on the day after. Nothing is held out for choosing."""

@@ -3,7 +3,7 @@
 OUT/
 NODE/seed1-3f2ac09b1d/          runs of a node under one config, teachers included
 2026-..._s1/                the run folder
-log/                        its answers, if somebody learns from it
+log-32x8/                   its answers, if somebody learns from it, here with codes of 32 numbers of 8 bits
 NODE/alone-seed1-77b0c1d2e3/    the same model without teachers
 report.json  report.md  graph.svg
 """
@@ -11,18 +11,17 @@ report.json  report.md  graph.svg
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemkit.config.run import RunConfig
-from gemkit.registry import Registry
 from gemkit.runs.files import write_text
 from gemkit.runs.folder import RunFolder
-from gemkit.runs.progress import Progress
-from gemkit.transfer.graph.config import GraphConfig, NodeConfig, in_order, strategies
+from gemkit.transfer.graph.config import GraphConfig, in_order, strategies
 from gemkit.transfer.teach import Lesson, teach
-from gemkit.transfer.units import DEFAULT_CODES, Units, naming
+from gemkit.transfer.units import Units, naming
+
+TAUGHT = "taught.json"
 
 
 class Trained(NamedTuple):
@@ -45,24 +44,10 @@ class Trained(NamedTuple):
 
 
 class GraphRunner:
-    """Runs what is not there yet.
+    """Runs what is not there yet."""
 
-    Args:
-        overrides, config_dirs: As for `Units`.
-    """
-
-    def __init__(
-        self,
-        graph: GraphConfig,
-        out: Path,
-        registry: Registry,
-        overrides: Sequence[str] = (),
-        config_dirs: Sequence[Path] = (),
-        progress: Progress | None = None,
-    ) -> None:
-        self.graph, self.out = graph, out
-        self.units = Units(registry, overrides, config_dirs, progress)
-        self.teachers = {n for node in graph.nodes.values() for n in node.teachers}
+    def __init__(self, graph: GraphConfig, out: Path, units: Units) -> None:
+        self.graph, self.out, self.units = graph, out, units
 
     def check(self) -> None:
         """Composes every node with placeholders for its teachers: a word that is wrong is found before any training.
@@ -91,7 +76,7 @@ class GraphRunner:
                     if node.teachers and node.alone:
                         found.append(self._trained(name, seed, {}, alone=True))
                     teachers = {teacher: done[teacher] for teacher in node.teachers}
-                    done[name] = self._taught(self._trained(name, seed, teachers, alone=False), node)
+                    done[name] = self._taught(self._trained(name, seed, teachers, alone=False))
                     found.append(done[name])
         return found
 
@@ -112,27 +97,38 @@ class GraphRunner:
     def key(self, name: str, run: RunConfig, teachers: dict[str, Trained]) -> str:
         """What the result of a node depends on: its config, its data, what it learns, and from whom."""
         node = self.graph.nodes[name]
-        learned = {teacher: [t.key, strategies(node.teachers[teacher], "")] for teacher, t in teachers.items()}
-        return self.units.key(run, learned, node.codes, node.code_bits)
+        learned = {t: [one.key, self.codes(t), strategies(node.teachers[t], "")] for t, one in teachers.items()}
+        return self.units.key(run, learned)
+
+    def codes(self, teacher: str) -> tuple[int, int] | None:
+        """Numbers and bits of the codes that a node leaves for its students; None: none."""
+        node = self.graph.nodes[teacher]
+        learned = [
+            options.get("name", strategy)
+            for student in self.graph.nodes.values()
+            if teacher in student.teachers
+            for strategy, options in strategies(student.teachers[teacher], "").items()
+        ]
+        width = node.codes or self.units.default_codes(learned)
+        return None if width is None else (width, node.code_bits)
 
     def _trained(self, name: str, seed: int, teachers: dict[str, Trained], alone: bool) -> Trained:
         run = self.config(name, seed, dict(teachers))
         key = self.key(name, run, teachers)
         folder = self.out / name / f"{'alone-' if alone else ''}seed{seed}-{key[:10]}"
         done = self.units.trained(run, folder, f"{name}{', alone' if alone else ''}, seed {seed}")
-        log = folder / "log" if name in self.teachers and not alone else None
+        log = None
+        if not alone and any(name in node.teachers for node in self.graph.nodes.values()):
+            codes = self.codes(name)
+            log = folder / ("log" if codes is None else "log-{}x{}".format(*codes))
         return Trained(name, seed, alone, key, folder, done, log)
 
-    def _taught(self, trained: Trained, node: NodeConfig) -> Trained:
-        """Writes the log of a node that somebody learns from; a marker says that it is complete."""
-        if trained.log is None or (trained.folder / "taught.json").is_file():
+    def _taught(self, trained: Trained) -> Trained:
+        """Writes the log of a node that somebody learns from; a marker beside its parts says that it is complete."""
+        if trained.log is None or (trained.log / TAUGHT).is_file():
             return trained
-        width = node.codes or (DEFAULT_CODES if self._codes_are_read(trained.node) else None)
-        lesson = Lesson(code_width=width, code_bits=node.code_bits)
+        width, bits = self.codes(trained.node) or (None, 8)
+        lesson = Lesson(code_width=width, code_bits=bits)
         taught = teach(trained.run.path, trained.log, lesson, self.units.registry, self.units.progress)
-        write_text(trained.folder / "taught.json", json.dumps(taught._asdict()) + "\n")
+        write_text(trained.log / TAUGHT, json.dumps(taught._asdict()) + "\n")
         return trained
-
-    def _codes_are_read(self, teacher: str) -> bool:
-        read = [strategies(n.teachers[teacher], "") for n in self.graph.nodes.values() if teacher in n.teachers]
-        return any(options.get("name", s) == "representation" for found in read for s, options in found.items())
