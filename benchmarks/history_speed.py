@@ -177,7 +177,7 @@ def step_times(name: str, longest: int) -> list[float]:
 
     def once() -> None:
         model.dense.zero_grad(set_to_none=True)
-        model.dense.head.loss(model(batch).logits, batch).backward()
+        model.dense.head.loss(model(batch).scores, batch).backward()
 
     return repeated(once)
 

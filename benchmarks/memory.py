@@ -72,7 +72,7 @@ def steps(run: RunConfig, number: int) -> tuple[list[float], float, int]:
 
 def _step(one: Training, batch: Any) -> float:
     outputs = one.model(batch)
-    loss = one.model.dense.head.loss(outputs.logits, batch)
+    loss = one.model.dense.head.loss(outputs.scores, batch)
     one.backend.fabric.backward(loss)
     one.optimizer.step()
     one.optimizer.zero_grad()

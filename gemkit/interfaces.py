@@ -79,11 +79,13 @@ class Outputs(NamedTuple):
         logits: (B, P).
         readout: (B, R), the vector that the head reads.
         taps: Named inner tensors that a transfer strategy asked for.
+        scores: What the head gave, for its loss: the logits themselves, unless it says otherwise.
     """
 
     logits: Tensor
     readout: Tensor
     taps: dict[str, Tensor]
+    scores: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,15 +232,19 @@ class DomainLayer(nn.Module, ABC):
 
 
 class Head(nn.Module, ABC):
-    """Readout -> logits, and the loss that belongs to them."""
+    """Readout -> scores, the logits that they stand for, and the loss that belongs to them."""
 
     @abstractmethod
     def forward(self, readout: Tensor, batch: Batch) -> Tensor:
-        """Shape: (B, R) -> (B, P) logits, in the order of `Schema.tasks`."""
+        """Shape: (B, R) -> (B, P) logits, in the order of `Schema.tasks`; or (B, P, M), with a `logits` of its own."""
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """What is served, where a task has several scores (a chance and a delay). Shape: of `forward` -> (B, P)."""
+        return scores
 
     @abstractmethod
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The weighted mean of the tasks' losses over labels that count. Shape: (B, P) -> ()."""
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """The weighted mean of the tasks' losses over labels that count. Shape: of `forward` -> ()."""
 
 
 # --- transfer -----------------------------------------------------------------------------------------------

@@ -163,7 +163,8 @@ class GEM(nn.Module):
             if f"block{i}.x" in taps:
                 tapped[f"block{i}.x"] = x
         readout = self.readout(x, events)
-        return Outputs(self.head(readout, batch), readout, tapped)
+        scores = self.head(readout, batch)
+        return Outputs(self.head.logits(scores), readout, tapped, scores)
 
     def check_taps(self, taps: tuple[str, ...]) -> None:
         """

@@ -137,7 +137,7 @@ def schema_read(schema: Schema, dense: GEM) -> Schema:
     return dataclasses.replace(read, tables=tuple(t for t in schema.tables if t.name in used))
 
 
-def reading_of(run: RunConfig, dense: GEM) -> Reading:
+def reading_of(run: RunConfig, dense: GEM, known_until_s: int | None = None) -> Reading:
     """How much of the data set a batch for this model holds."""
     return Reading(
         max_history=run.data.max_history,
@@ -145,6 +145,7 @@ def reading_of(run: RunConfig, dense: GEM) -> Reading:
         shares_histories=dense.shares_histories,
         streams=run.data.streams,
         streams_apart=run.data.streams_apart,
+        known_until_s=known_until_s,
         layout=dense.layout,
     )
 
@@ -164,7 +165,7 @@ def make_loader(
         dataset,
         split,
         batch_size=batch_size,
-        reading=reading_of(run, model.dense),
+        reading=reading_of(run, model.dense, dataset.known_until_s(split)),
         seed=run.seed,
         rank=backend.rank,
         world_size=backend.world_size,

@@ -221,7 +221,7 @@ class Training:
         for i, batch in enumerate(micro_batches):
             with self.backend.accumulating(self.model.forward, more=i + 1 < len(micro_batches)):
                 outputs = self.model(batch, self.transfer.taps if self.transfer else ())
-                loss: Tensor = self.model.dense.head.loss(outputs.logits, batch)
+                loss: Tensor = self.model.dense.head.loss(outputs.scores, batch)
                 if self.transfer:
                     loss = loss + self.transfer.loss(outputs, self.transfer.answer(batch), batch)
                 # The tables update inside backward, so a loss that is not finite must not get there; on a GPU this

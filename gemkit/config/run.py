@@ -105,7 +105,7 @@ class OptimizerConfig(Config):
 
 READING = (
     *("root", "max_history", "streams", "streams_apart"),
-    *("train_days", "valid_days", "test_days", "only_surfaces", "only_tasks"),
+    *("train_days", "valid_days", "test_days", "labels_as_of", "only_surfaces", "only_tasks"),
 )
 """Options of a data component that say how a built data set is read, not what it holds."""
 
@@ -140,6 +140,13 @@ class DataConfig(Config):
     )
     valid_days: tuple[float, ...] | None = option(None, "The same for validation.")
     test_days: tuple[float, ...] | None = option(None, "The same for the test.")
+    labels_as_of: float | None = option(
+        None,
+        "Train and validate on labels as they were known when this day began: what had not happened yet is 0. The test "
+        "has the final ones. null: so have all.",
+        gt=0,
+        le=100_000,
+    )
     only_surfaces: tuple[str, ...] = option((), "Only examples on these surfaces; empty: on all.")
     only_tasks: tuple[str, ...] = option((), "Only these labels; empty: all.")
 

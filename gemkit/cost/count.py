@@ -217,7 +217,7 @@ def _metered(run: RunConfig, schema: Schema, dense: GEM, batch: Batch, fake: boo
         with torch.autocast("cpu", torch.bfloat16, enabled=run.train.precision == "bf16"):
             outputs = dense(batch, embedded)
         with meter.within("head"):
-            loss = dense.head.loss(outputs.logits, batch)
+            loss = dense.head.loss(outputs.scores, batch)
         loss.backward()
     history, costs = batch.history, meter.costs
     return RunCost(

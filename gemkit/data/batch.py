@@ -67,8 +67,10 @@ class Batch(NamedTuple):
         history: The histories, or None if the data set has none or the run reads none.
         labels: (B, P) float32, 0 or 1; 0 where masked.
         masks: (B, P) float32, 1 where the label counts.
-        delays: (B, P) float32, seconds from the example to what the label is about; NaN where that has not happened or
-            the task names no delay.
+        delays: (B, P) float32, seconds from the example to what the label is about; NaN where that has not happened
+            (yet) or the task names no delay.
+        elapsed: (B,) float32, seconds from the example to when its labels were looked at; infinite where they are
+            final. A label of 0 may become 1 later.
         weights: (B,) float32, weight of each example in the loss.
         surface: (B,) int64, index into `Schema.surfaces`.
         group: (B,) int64, the gAUC group (0 if the schema names none).
@@ -87,6 +89,7 @@ class Batch(NamedTuple):
     labels: Tensor
     masks: Tensor
     delays: Tensor
+    elapsed: Tensor
     weights: Tensor
     surface: Tensor
     group: Tensor

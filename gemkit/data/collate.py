@@ -40,6 +40,7 @@ class Reading:
         streams: Windows of single streams, in place of `max_history` for all together.
         streams_apart: Hold each history stream by stream: in the order of `streams`, or with `max_history` events of
             each stream of the schema.
+        known_until_s: Labels are as they were known then, seconds since 1970; None: they are final.
         layout: Host work for the histories; a model's `layout`.
     """
 
@@ -48,6 +49,7 @@ class Reading:
     shares_histories: bool = True
     streams: tuple[StreamWindow, ...] = ()
     streams_apart: bool = False
+    known_until_s: int | None = None
     layout: MakeLayout = plain_layout
 
     def windows(self, schema: Schema) -> list[tuple[int, int]] | None:
@@ -92,7 +94,7 @@ def collate(
     if reading.read_events and schema.has_events:
         history, event_ids = _histories(dataset, rows, reading)
         ids |= event_ids
-    labels = np.stack([dataset.take(t, parts, size) for t in schema.task_names], axis=1)
+    labels, delays, elapsed = _labels(dataset, parts, size, reading.known_until_s)
     return Batch(
         ids={key: _ints(values) for key, values in ids.items()},
         bag_offsets={key: torch.from_numpy(values) for key, values in bag_offsets.items()},
@@ -101,22 +103,42 @@ def collate(
         history=history,
         labels=torch.from_numpy((labels == 1).astype(np.float32)),
         masks=torch.from_numpy((labels >= 0).astype(np.float32)),
-        delays=torch.from_numpy(_delays(dataset, parts, size)),
+        delays=torch.from_numpy(delays),
+        elapsed=torch.from_numpy(elapsed),
         weights=torch.from_numpy(dataset.take(storage.WEIGHT, parts, size)),
         surface=_ints(dataset.take(storage.SURFACE, parts, size)),
         group=_ints(dataset.take(storage.GROUP, parts, size)),
         timestamp=_ints(dataset.take(storage.TIMESTAMP, parts, size)),
         example_id=_ints(dataset.take(storage.EXAMPLE_ID, parts, size)),
-        totals=None if whole is None else _totals(dataset, whole, shares),
+        totals=None if whole is None else _totals(dataset, whole, shares, reading.known_until_s),
     )
 
 
-def _totals(dataset: Dataset, rows: np.ndarray, shares: int) -> Tensor:
+def _totals(dataset: Dataset, rows: np.ndarray, shares: int, known_until_s: int | None) -> Tensor:
     """`Batch.totals` of a global batch. Shape: (P,)."""
     parts, size = dataset.located(rows), len(rows)
     weights = dataset.take(storage.WEIGHT, parts, size).astype(np.float32)
-    counts = [((dataset.take(t, parts, size) >= 0) * weights).sum() for t in dataset.schema.task_names]
-    return torch.tensor(counts, dtype=torch.float32) / shares
+    labels, _, _ = _labels(dataset, parts, size, known_until_s)
+    return torch.from_numpy((labels >= 0).astype(np.float32).T @ weights) / shares
+
+
+def _labels(
+    dataset: Dataset, parts: list[Part], size: int, known_until_s: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (B, P), 0, 1, or -1 where masked; `Batch.delays` and `Batch.elapsed`. As known at a time, or final."""
+    tasks = dataset.schema.tasks
+    labels = np.stack([dataset.take(t.name, parts, size) for t in tasks], axis=1)
+    delays = _delays(dataset, parts, size)
+    if known_until_s is None:
+        return labels, delays, np.full(size, np.inf, np.float32)
+    elapsed = (known_until_s - dataset.take(storage.TIMESTAMP, parts, size)).astype(np.float32)
+    later = delays > elapsed[:, None]
+    labels[later], delays[later] = 0, np.nan
+    names = dataset.schema.task_names
+    for i, task in enumerate(tasks):
+        if task.masked_by in names:  # what has not happened yet says nothing about what follows from it
+            labels[later[:, names.index(task.masked_by)], i] = -1
+    return labels, delays, elapsed
 
 
 def _histories(dataset: Dataset, rows: np.ndarray, reading: Reading) -> tuple[History, dict[str, np.ndarray]]:

@@ -111,6 +111,27 @@ class Dataset:
         since: np.ndarray = self.columns[storage.TIMESTAMP][rows] - self.first_s // DAY_S * DAY_S
         return since / DAY_S
 
+    def known_until_s(self, name: str) -> int | None:
+        """Up to when a split's labels are known, seconds since 1970; None: they are final.
+
+        Raises:
+            GemkitError: The split has newer examples, or the data set has no time.
+        """
+        day = self.selection.labels_as_of
+        if day is None or name == "test":
+            return None
+        newest_day = float(self.days(self.split(name)).max(initial=0))
+        timed = self.manifest["columns"]["timestamp"]
+        if not timed or newest_day >= day:
+            reason = f"has examples of day {newest_day:.1f}" if timed else "has no timestamps"
+            raise GemkitError(
+                f"labels cannot be as of day {day:g}: the {name} split of {self.schema.name!r} {reason}",
+                where="data.labels_as_of",
+                allowed="a day after all examples that train and validate, of a data set with timestamps",
+                fix=f"a later day, or data.{name}_days=[0,{day:g}]" if timed else "data.labels_as_of=null",
+            )
+        return self.first_s // DAY_S * DAY_S + round(day * DAY_S)
+
     def pick(self, rows: np.ndarray, days: tuple[float, float] | None, surfaces: Sequence[str] = ()) -> np.ndarray:
         """Those of `rows` in a window of days (the last excluded) and on some surfaces; empty: on all.
 

@@ -1,4 +1,4 @@
-"""Which of a data set's examples, and of its tasks, a run reads: windows of days, surfaces."""
+"""Which of a data set's examples, and of its tasks, a run reads: windows of days, surfaces, labels known by a day."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ class Selection:
             not named is the stored one. Day 0 begins at the midnight (UTC) before the data set's first example.
         surfaces: Only examples on these; empty: on all.
         tasks: Only these labels; empty: all.
+        labels_as_of: The day at whose beginning the labels of train and valid are looked at; None: when all is known.
     """
 
     days: tuple[tuple[str, tuple[float, float]], ...] = ()
     surfaces: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    labels_as_of: float | None = None
 
     @classmethod
     def of(cls, config: DataConfig) -> Selection:
         """What a run's data section asks for."""
         named = (("train", config.train_days), ("valid", config.valid_days), ("test", config.test_days))
         days = tuple((name, (pair[0], pair[1])) for name, pair in named if pair is not None)
-        return cls(days, config.only_surfaces, config.only_tasks)
+        return cls(days, config.only_surfaces, config.only_tasks, config.labels_as_of)
 
     def window(self, split: str) -> tuple[float, float] | None:
         """The days of a split, or None for the stored one."""

@@ -77,6 +77,7 @@ def hypothetical_batch(schema: Schema, dense: GEM, num_examples: int, history: i
         labels=column,
         masks=torch.ones(num_examples, 1),
         delays=torch.full((num_examples, 1), torch.nan),
+        elapsed=torch.full((num_examples,), torch.inf),
         weights=torch.ones(num_examples),
         surface=zeros,
         group=zeros,

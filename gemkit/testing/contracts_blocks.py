@@ -102,12 +102,13 @@ def masked_labels_do_not_count(subject: Subject) -> None:
     batch = batch._replace(masks=masks, weights=batch.weights.index_fill(0, torch.tensor([2]), 0.0))
     counts = (batch.masks > 0) & (batch.weights > 0).unsqueeze(1)
     other = batch._replace(labels=torch.where(counts, batch.labels, 1.0 - batch.labels))
-    logits = subject.call(module, inputs).detach().requires_grad_()
-    loss = module.loss(logits, batch)
+    scores = subject.call(module, inputs).detach().requires_grad_()
+    loss = module.loss(scores, batch)
     assert loss.shape == (), f"the loss has shape {tuple(loss.shape)}, not ()"
     assert torch.isfinite(loss), "the loss is not finite"
-    assert_close(module.loss(logits, other), loss, "loss with other labels where they do not count")
-    (gradient,) = torch.autograd.grad(loss, logits)
+    assert_close(module.loss(scores, other), loss, "loss with other labels where they do not count")
+    (gradient,) = torch.autograd.grad(loss, scores)
+    gradient = gradient.flatten(2).any(2) if gradient.dim() > 2 else gradient
     assert not gradient[~counts].any(), "labels that do not count have a gradient"
     assert gradient[counts].all(), "labels that count have no gradient"
 
@@ -126,7 +127,7 @@ def head_shapes(subject: Subject) -> None:
     """A logit for each task."""
     module = subject.build()
     inputs = subject.inputs(module)
-    assert_shape(subject.call(module, inputs), tuple(inputs.batch.labels.shape), "logits")
+    assert_shape(module.logits(subject.call(module, inputs)), tuple(inputs.batch.labels.shape), "logits")
 
 
 def assert_shape(tensor: Tensor, shape: tuple[int, ...], what: str) -> None:

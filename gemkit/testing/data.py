@@ -27,8 +27,8 @@ def make_source(
     """Users like the items of some categories, and have clicked and bought such items before.
 
     The label depends on user x category (so histories help), a dense feature and the surface. Every kind of feature
-    occurs: dense, single, bag, vector; two streams of events; two tasks, ``buy`` masked by ``click``. Some users have
-    no events, and timestamps have ties.
+    occurs: dense, single, bag, vector; two streams of events; two tasks, ``buy`` masked by ``click`` and days after it
+    (of some it is not known when). Some users have no events, and timestamps have ties.
     """
     rng = np.random.default_rng(seed)
     num_categories = 5
@@ -45,6 +45,8 @@ def make_source(
     logit = taste[user, category[item]] - 0.5 * np.log1p(price) + 0.8 * surface - 0.3
     click = rng.random(num_examples) < 1 / (1 + np.exp(-logit))
     buy = click & (rng.random(num_examples) < 1 / (1 + np.exp(1 - taste[user, category[item]])))
+    late = np.random.default_rng([seed, 1])
+    delay_s = late.exponential(2 * 86_400, num_examples)
     slot_s, num_slots = 6 * 3600, 120  # coarse, so that some examples share a history and events tie with examples
     tags = [[f"category{category[i]}"] + [f"tag{t}" for t in range(i % 3)] for i in item]
     examples = pa.table(
@@ -58,6 +60,7 @@ def make_source(
             "surface": pa.array([f"surface{s}" for s in surface]),
             "click": pa.array(click.astype(np.int8)),
             "buy": pa.array(buy.astype(np.int8)),
+            "buy_after_s": pa.array(delay_s, mask=~buy | (late.random(num_examples) < 0.1)),
             "weight": pa.array(rng.choice([0.5, 1.0, 2.0], num_examples)),
             "timestamp": pa.array(1_700_000_000 + slot_s * rng.integers(num_slots, size=num_examples)),
         }
@@ -89,7 +92,7 @@ def make_source(
         ),
         vectors=(VectorFeature(name="content", role="item"),),
         event_fields=(EventField(name="item_id"), EventField(name="category", table="tags")) if with_events else (),
-        tasks=(Task(name="click"), Task(name="buy", masked_by="click")),
+        tasks=(Task(name="click"), Task(name="buy", masked_by="click", delay="buy_after_s")),
         user="user_id",
         timestamp="timestamp",
         stream="kind" if with_events else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,18 @@ from gemkit.config.compose import compose
 from gemkit.config.run import LoaderConfig
 from gemkit.data import storage
 from gemkit.data.build import build
+from gemkit.data.collate import Reading, collate
 from gemkit.data.dataset import Dataset
 from gemkit.data.loader import Loader
+from gemkit.data.schema import Task
 from gemkit.data.selection import DAY_S, Selection
 from gemkit.errors import GemkitError
 from gemkit.registry import load_registry
+from gemkit.runs.folder import RunFolder
 from gemkit.session import base_rates
 from gemkit.testing.data import make_source
+from gemkit.testing.runs import silent, tiny_run
+from gemkit.train import train
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +120,78 @@ def test_a_window_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(GemkitError, match="is no window") as caught:
         compose([f"data.train_days={value}"], load_registry())
     assert caught.value.where == "data.train_days"
+
+
+BUY = 1
+"""The task of the synthetic data that comes days after its example."""
+
+
+def test_labels_are_as_they_were_known_on_a_day(whole: Dataset) -> None:
+    first, last = window(whole, 0, 0.5)
+    days = (("train", (first, last)), ("valid", (first, last)), ("test", (first, last)))
+    data, final = whole.selected(Selection(days, labels_as_of=last)), whole.selected(Selection(days))
+    now_s = data.known_until_s("train")
+    assert now_s is not None and data.known_until_s("valid") == now_s and data.known_until_s("test") is None
+    rows = data.split("train")
+    ours, theirs = (collate(data, rows, Reading(known_until_s=s)) for s in (now_s, None))
+    changed = 0
+    for i in range(ours.size):
+        delay, elapsed = float(theirs.delays[i, BUY]), now_s - int(theirs.timestamp[i])
+        assert float(ours.elapsed[i]) == pytest.approx(elapsed) and elapsed > 0
+        later = delay > elapsed
+        assert bool(ours.labels[i, BUY]) == (bool(theirs.labels[i, BUY]) and not later)
+        assert np.isnan(float(ours.delays[i, BUY])) == (later or np.isnan(delay))
+        changed += later
+    assert changed > 10
+    assert theirs.elapsed.isinf().all()
+    assert (ours.labels[:, 0] == theirs.labels[:, 0]).all() and (ours.masks == theirs.masks).all()
+    assert final.known_until_s("train") is None
+    assert base_rates(data) == base_rates(final)  # metrics are relative to what came out in the end
+
+
+def test_a_label_that_hangs_on_one_that_is_not_known_yet_does_not_count(tmp_path: Path) -> None:
+    source = make_source(num_examples=2000)
+    bought = source.examples["buy"]
+    table = source.examples.append_column("returned", bought)
+    tasks = (*source.tasks, Task(name="returned", masked_by="buy"))
+    build(dataclasses.replace(source, examples=table, tasks=tasks), tmp_path / "data", lambda *_: None)
+    data = Dataset.open(tmp_path / "data")
+    rows = np.arange(data.num_examples)
+    now_s = int(np.quantile(data.columns[storage.TIMESTAMP], 0.999))
+    before, later = collate(data, rows, Reading(), rows, 2), collate(data, rows, Reading(known_until_s=now_s), rows, 2)
+    hidden = (before.labels[:, BUY] == 1) & (later.labels[:, BUY] == 0)
+    assert hidden.sum() > 10
+    assert (before.masks[:, 2] == before.labels[:, BUY]).all()
+    assert (later.masks[:, 2] == before.masks[:, 2] * ~hidden).all()
+    assert later.totals is not None and before.totals is not None
+    assert later.totals == pytest.approx((later.masks * later.weights[:, None]).sum(0) / 2, rel=1e-5)
+    assert later.totals[2] < before.totals[2]
+
+
+def test_labels_cannot_be_known_before_their_examples(whole: Dataset) -> None:
+    data = whole.selected(Selection((("train", (0.0, 9.0)),), labels_as_of=8.0))
+    with pytest.raises(
+        GemkitError, match=r"as of day 8: the train split of 'synthetic' has examples of day 8\."
+    ) as caught:
+        data.known_until_s("train")
+    assert caught.value.where == "data.labels_as_of"
+    assert data.known_until_s("test") is None
+
+
+def test_a_run_trains_on_known_labels_and_is_tested_on_final_ones(tmp_path: Path) -> None:
+    found = {}
+    for name, words in {
+        "final": [],
+        "known": ["data.labels_as_of=13"],
+        "windows": ["data.labels_as_of=13", "head.late_labels=windows", "head.windows_s=[86400,518400]"],
+    }.items():
+        days = ["data.train_days=[0,11]", "data.valid_days=[11,13]", "data.test_days=[13,31]"]
+        run = tiny_run(tmp_path / name, *days, *words, "train.save_predictions=true")
+        metrics = train(run, load_registry(), progress=silent())
+        folder = RunFolder.open(next((tmp_path / name / "runs").iterdir()))
+        rows = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text("utf-8").splitlines()]
+        found[name] = metrics["test"]["buy"], rows[-1]["buy"], sum(row.get("loss", 0) for row in rows)
+    for test, _, _ in found.values():
+        assert (test["examples"], test["positives"]) == (found["final"][0]["examples"], found["final"][0]["positives"])
+    assert found["known"][1]["positives"] < found["final"][1]["positives"]
+    assert len({loss for _, _, loss in found.values()}) == 3

@@ -46,6 +46,7 @@ def make(n: int, seed: int = 0) -> tuple[Tensor, Batch]:
         labels=labels * masks,
         masks=masks,
         delays=torch.full((n, 2), float("nan")),
+        elapsed=torch.full((n,), float("inf")),
         weights=torch.rand(n, generator=generator) + 0.5,
         surface=integers(2),
         group=integers(20),

@@ -57,6 +57,10 @@ def batch_of(student: Model) -> Batch:
     return bench.make_batch(student.dense.shares_histories, student.dense.layout)
 
 
+def outputs_of(logits: Tensor, readout: Tensor) -> Outputs:
+    return Outputs(logits, readout, {}, logits)
+
+
 def made_up(batch: Batch, seed: int = 0) -> Answers:
     generator = torch.Generator().manual_seed(seed)
     known = torch.ones_like(batch.labels)
@@ -86,7 +90,7 @@ def test_distillation_by_hand(student: Model, log: Path) -> None:
     strategy = strategy_of(student, "distill", log, temperature=t, weight=0.5)
     answers, logits = made_up(batch), torch.randn(batch.size, P)
     expected = by_hand(logits / t, torch.sigmoid(answers.logits / t), answers.known * batch.weights.unsqueeze(1))
-    found = strategy.loss(Outputs(logits, torch.zeros(batch.size, 1), {}), answers, batch)
+    found = strategy.loss(outputs_of(logits, torch.zeros(batch.size, 1)), answers, batch)
     assert found.item() == pytest.approx(0.5 * t * t * expected, rel=1e-5)
 
 
@@ -125,7 +129,7 @@ def test_beta_scales_what_reaches_the_backbone_and_nothing_else(student: Model, 
     for value in (1.0, beta):
         strategy = strategy_of(student, "auxiliary_head", log, beta=value)
         leaf = readout.clone().requires_grad_()
-        strategy.loss(Outputs(torch.zeros(batch.size, P), leaf, {}), made_up(batch), batch).backward()  # type: ignore[no-untyped-call]
+        strategy.loss(outputs_of(torch.zeros(batch.size, P), leaf), made_up(batch), batch).backward()  # type: ignore[no-untyped-call]
         assert leaf.grad is not None
         grads.append(leaf.grad)
         own.append([p.grad for p in strategy.parameters()])
@@ -156,7 +160,7 @@ def test_stop_gradients_hold_by_finite_differences(student: Model, log: Path) ->
     answers = Answers(*(t.double() for t in made_up(batch)))
     logits = torch.randn(batch.size, P, generator=generator, dtype=torch.float64, requires_grad=True)
     double = batch._replace(labels=batch.labels.double(), masks=batch.masks.double(), weights=batch.weights.double())
-    outputs = Outputs(logits, torch.zeros(batch.size, 1, dtype=torch.float64), {})
+    outputs = outputs_of(logits, torch.zeros(batch.size, 1, dtype=torch.float64))
 
     def whole() -> Tensor:
         return strategy.loss(outputs, answers, double)
@@ -191,7 +195,7 @@ def test_the_adapter_begins_as_the_teacher_and_follows_the_labels(student: Model
     first = strategy.adapter(answers.logits, answers.known, readout)  # type: ignore[operator]
     torch.testing.assert_close(first, answers.logits)
     (optimizer,) = strategy.optimizers()
-    outputs, labels = Outputs(torch.zeros(batch.size, P), readout, {}), torch.ones_like(batch.labels)
+    outputs, labels = outputs_of(torch.zeros(batch.size, P), readout), torch.ones_like(batch.labels)
     positive = batch._replace(labels=labels, masks=labels)
     for _ in range(60):
         strategy.loss(outputs, answers, positive).backward()  # type: ignore[no-untyped-call]
@@ -240,7 +244,7 @@ def test_a_bad_teacher_is_shut_out_and_a_good_one_is_not(student: Model, log: Pa
         for _ in range(80):
             logits, readout = torch.zeros(batch.size, P, requires_grad=True), student(batch).readout.detach()
             answers = Answers(answer, torch.ones_like(answer), torch.ones(batch.size), torch.zeros(0))
-            loss = strategy.loss(Outputs(logits, readout, {}), answers, batch)
+            loss = strategy.loss(outputs_of(logits, readout), answers, batch)
         assert strategy.report()["transfer/gate/click"] == opening
         assert (loss.item() > 0) == (opening > 0)
 

@@ -55,6 +55,12 @@ class CycleConfig(Config):
     )
     days: int = option(7, "Days that they serve.", ge=1, le=3650)
     seeds: int = option(1, "Seeds 1, 2, ...: each goes through all days.", ge=1, le=100)
+    labels: str = option(
+        "known",
+        "Models are trained on labels as they were known on that day, a conversion that comes later counting as none; "
+        "or on final ones. A day is judged by its final labels.",
+        choices=("known", "final"),
+    )
     task: str | None = option(None, "Task that the report is about; null: the first.")
 
     def check(self) -> None:

@@ -6,9 +6,9 @@
         log-seed1-77b0c1d2e3/            what the GEM said, day by day
         report.json  report.md
 
-The order of a day d: students serve it (with what they learned until d-1), then its labels are there: the GEM as it
-was before answers the day, students learn from labels and answers, and the GEM goes on. So every prediction is made
-before anything was trained on its day: progressive validation.
+The order of a day d: students serve it (with what they learned until d-1), then its labels are there, as far as they
+are known when it ends: the GEM as it was before answers the day, students learn from labels and answers, and the GEM
+goes on. So every prediction is made before anything was trained on its day: progressive validation.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class CycleRunner:
         """A model's words: trained on some days, tested on the day after. Nothing is held out for choosing."""
         own = self.cycle.teacher.words if name == GEM else self.cycle.students[name].words
         days = {"train": (since, until), "valid": (until - 1, until), "test": (until, until + 1)}
-        return [*self.cycle.base, *own, *(f"data.{split}_days=[{a},{b}]" for split, (a, b) in days.items())]
+        labels = [f"data.labels_as_of={until}"] if self.cycle.labels == "known" else []
+        return [*self.cycle.base, *own, *(f"data.{split}_days=[{a},{b}]" for split, (a, b) in days.items()), *labels]
 
     def _parts(self, name: str, log: str) -> dict[str, Any]:
         """The strategies of a student, which read this log."""

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from gemkit.component import component
-from gemkit.config.fields import Config, option
+from gemkit.config.fields import option
 from gemkit.data.batch import Batch
 from gemkit.interfaces import BuildContext
 from gemkit_baselines.heads.banks import MLPBank
-from gemkit_baselines.heads.base import BinaryHead
+from gemkit_baselines.heads.base import BinaryHead, BinaryHeadConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MMoEHeadConfig(Config):
+class MMoEHeadConfig(BinaryHeadConfig):
     """Options of the head."""
 
     width_field: ClassVar[str | None] = "expert_hidden"
@@ -40,19 +40,19 @@ class MMoEHead(BinaryHead):
     """
 
     def __init__(self, config: MMoEHeadConfig, context: BuildContext) -> None:
-        super().__init__(context)
+        super().__init__(config, context)
         dim, tasks = context.readout_dim, len(context.schema.tasks)
         self.num_tasks = tasks
         self.experts = MLPBank(dim, config.expert_hidden, per_input=config.num_experts, dropout=config.dropout)
         self.gates = nn.Linear(dim, tasks * config.num_experts, bias=False)
         self.towers = MLPBank(
-            config.expert_hidden[-1], config.tower_hidden, 1, num_inputs=tasks, dropout=config.dropout
+            config.expert_hidden[-1], config.tower_hidden, self.num_scores, num_inputs=tasks, dropout=config.dropout
         )
 
     def forward(self, readout: Tensor, batch: Batch) -> Tensor:
-        """Shape: (B, R) -> (B, P)."""
+        """Shape: (B, R) -> (B, P), or (B, P, M)."""
         x = self.norm(readout)
         experts = self.experts(x.unsqueeze(0))
         gates = self.gates(x).unflatten(-1, (self.num_tasks, -1)).softmax(-1)
-        logits: Tensor = self.towers(torch.einsum("bpe,ebh->pbh", gates, experts)).squeeze(-1).t()
-        return logits
+        towers = self.towers(torch.einsum("bpe,ebh->pbh", gates, experts))
+        return self.arranged(towers.transpose(0, 1).flatten(1))

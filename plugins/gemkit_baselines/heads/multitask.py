@@ -8,17 +8,17 @@ from typing import ClassVar
 from torch import Tensor
 
 from gemkit.component import component
-from gemkit.config.fields import Config, option
+from gemkit.config.fields import option
 from gemkit.data.batch import Batch
 from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext
 from gemkit.nn.layers import mlp
 from gemkit_baselines.heads.banks import MLPBank
-from gemkit_baselines.heads.base import BinaryHead
+from gemkit_baselines.heads.base import BinaryHead, BinaryHeadConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MultiTaskHeadConfig(Config):
+class MultiTaskHeadConfig(BinaryHeadConfig):
     """Options of the head."""
 
     width_field: ClassVar[str | None] = "hidden"
@@ -31,6 +31,7 @@ class MultiTaskHeadConfig(Config):
     dropout: float = option(0.0, "After each hidden layer.", ge=0, lt=1)
 
     def check(self) -> None:
+        super().check()
         if self.tower_hidden and not self.hidden:
             raise GemkitError(
                 "hidden is empty, and towers need a bottom to stand on",
@@ -48,21 +49,22 @@ class MultiTaskHead(BinaryHead):
     """
 
     def __init__(self, config: MultiTaskHeadConfig, context: BuildContext) -> None:
-        super().__init__(context)
+        super().__init__(config, context)
         dim, tasks = context.readout_dim, len(context.schema.tasks)
         self.has_towers = bool(config.tower_hidden)
         if self.has_towers:
             self.bottom = MLPBank(dim, config.hidden, dropout=config.dropout)
-            self.towers = MLPBank(config.hidden[-1], config.tower_hidden, 1, per_input=tasks, dropout=config.dropout)
+            self.towers = MLPBank(
+                config.hidden[-1], config.tower_hidden, self.num_scores, per_input=tasks, dropout=config.dropout
+            )
         else:
-            self.mlp = mlp(dim, config.hidden, tasks, config.dropout)
+            self.mlp = mlp(dim, config.hidden, tasks * self.num_scores, config.dropout)
 
     def forward(self, readout: Tensor, batch: Batch) -> Tensor:
-        """Shape: (B, R) -> (B, P)."""
+        """Shape: (B, R) -> (B, P), or (B, P, M)."""
         readout = self.norm(readout)
-        logits: Tensor
         if self.has_towers:
-            logits = self.towers(self.bottom(readout.unsqueeze(0))).squeeze(-1).t()
+            scores = self.towers(self.bottom(readout.unsqueeze(0))).transpose(0, 1).flatten(1)
         else:
-            logits = self.mlp(readout)
-        return logits
+            scores = self.mlp(readout)
+        return self.arranged(scores)

@@ -8,16 +8,16 @@ from typing import ClassVar
 from torch import Tensor
 
 from gemkit.component import component
-from gemkit.config.fields import Config, option
+from gemkit.config.fields import option
 from gemkit.data.batch import Batch
 from gemkit.interfaces import BuildContext
 from gemkit_baselines.heads.banks import MLPBank
-from gemkit_baselines.heads.base import BinaryHead
+from gemkit_baselines.heads.base import BinaryHead, BinaryHeadConfig
 from gemkit_baselines.surfaces import surface_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PerSurfaceHeadConfig(Config):
+class PerSurfaceHeadConfig(BinaryHeadConfig):
     """Options of the head."""
 
     width_field: ClassVar[str | None] = "hidden"
@@ -41,19 +41,19 @@ class PerSurfaceHead(BinaryHead):
     """
 
     def __init__(self, config: PerSurfaceHeadConfig, context: BuildContext) -> None:
-        super().__init__(context)
+        super().__init__(config, context)
         self.num_surfaces = len(context.schema.surfaces)
         self.bottom = MLPBank(context.readout_dim, config.hidden, dropout=config.dropout)
         self.towers = MLPBank(
             config.hidden[-1] if config.hidden else context.readout_dim,
             config.tower_hidden,
-            len(context.schema.tasks),
+            len(context.schema.tasks) * self.num_scores,
             num_inputs=self.num_surfaces,
             dropout=config.dropout,
         )
 
     def forward(self, readout: Tensor, batch: Batch) -> Tensor:
-        """Shape: (B, R) -> (B, P)."""
+        """Shape: (B, R) -> (B, P), or (B, P, M)."""
         shared = self.bottom(self.norm(readout).unsqueeze(0)).squeeze(0)
         blocks = surface_blocks(batch.surface, self.num_surfaces)
-        return blocks.unpack(self.towers(blocks.pack(shared), blocks.owner))
+        return self.arranged(blocks.unpack(self.towers(blocks.pack(shared), blocks.owner)))

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from gemkit.component import component
-from gemkit.config.fields import Config, option
+from gemkit.config.fields import option
 from gemkit.data.batch import Batch
 from gemkit.interfaces import BuildContext
 from gemkit_baselines.heads.banks import MLPBank
-from gemkit_baselines.heads.base import BinaryHead
+from gemkit_baselines.heads.base import BinaryHead, BinaryHeadConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PLEHeadConfig(Config):
+class PLEHeadConfig(BinaryHeadConfig):
     """Options of the head."""
 
     width_field: ClassVar[str | None] = "expert_hidden"
@@ -80,19 +80,18 @@ class PLEHead(BinaryHead):
     """
 
     def __init__(self, config: PLEHeadConfig, context: BuildContext) -> None:
-        super().__init__(context)
+        super().__init__(config, context)
         tasks = len(context.schema.tasks)
         width, last = config.expert_hidden[-1], config.num_levels - 1
         self.levels = nn.ModuleList([ExtractionLevel(config, tasks, 1, context.readout_dim, is_last=last == 0)])
         self.levels.extend(
             ExtractionLevel(config, tasks, tasks, width, is_last=level == last) for level in range(1, last + 1)
         )
-        self.towers = MLPBank(width, config.tower_hidden, 1, num_inputs=tasks, dropout=config.dropout)
+        self.towers = MLPBank(width, config.tower_hidden, self.num_scores, num_inputs=tasks, dropout=config.dropout)
 
     def forward(self, readout: Tensor, batch: Batch) -> Tensor:
-        """Shape: (B, R) -> (B, P)."""
+        """Shape: (B, R) -> (B, P), or (B, P, M)."""
         tasks = shared = self.norm(readout).unsqueeze(0)
         for level in self.levels:
             tasks, shared = level(tasks, shared)
-        logits: Tensor = self.towers(tasks).squeeze(-1).t()
-        return logits
+        return self.arranged(self.towers(tasks).transpose(0, 1).flatten(1))

@@ -8,15 +8,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from gemkit.component import component
-from gemkit.config.fields import Config, option
+from gemkit.config.fields import option
 from gemkit.data.batch import Batch
 from gemkit.interfaces import BuildContext
 from gemkit_baselines.heads.banks import MLPBank
-from gemkit_baselines.heads.base import BinaryHead
+from gemkit_baselines.heads.base import BinaryHead, BinaryHeadConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SingleTaskHeadConfig(Config):
+class SingleTaskHeadConfig(BinaryHeadConfig):
     """Options of the head."""
 
     width_field: ClassVar[str | None] = "hidden"
@@ -35,11 +35,13 @@ class SingleTaskHead(BinaryHead):
     """
 
     def __init__(self, config: SingleTaskHeadConfig, context: BuildContext) -> None:
-        super().__init__(context)
+        super().__init__(config, context)
         tasks = len(context.schema.tasks)
-        self.towers = MLPBank(context.readout_dim, config.hidden, 1, per_input=tasks, dropout=config.dropout)
+        self.towers = MLPBank(
+            context.readout_dim, config.hidden, self.num_scores, per_input=tasks, dropout=config.dropout
+        )
 
     def forward(self, readout: Tensor, batch: Batch) -> Tensor:
-        """Shape: (B, R) -> (B, P)."""
-        logits: Tensor = self.towers(self.norm(readout).unsqueeze(0)).squeeze(-1).t()
-        return logits
+        """Shape: (B, R) -> (B, P), or (B, P, M)."""
+        towers = self.towers(self.norm(readout).unsqueeze(0))
+        return self.arranged(towers.transpose(0, 1).flatten(1))
