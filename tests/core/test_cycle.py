@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from gemkit.cli.main import main
+from gemkit.config.build import load_run_config
 from gemkit.config.fields import from_mapping
 from gemkit.data import storage
 from gemkit.errors import GemkitError
@@ -183,6 +184,19 @@ def test_the_report_is_over_days(whole: tuple[list[Served], Path], tmp_path: Pat
     assert re.search(r"\| 7 \|.*\| - \|", text), "the GEM was not updated for day 7"
     write_report(facts, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["models"].keys() == {"alone", "feed", "gem"}
+    picture = (tmp_path / "days.svg").read_text()
+    assert all(f">{text}</text>" in picture or f"<!-- {text} -->" in picture for text in ("alone", "gem", "day"))
+
+
+def test_models_learn_labels_as_they_were_known(configs: Path, tmp_path: Path) -> None:
+    words = {"base": [*BASE, "data.only_tasks=[buy]"], "students": {"feed": {}}, "days": 1, "task": "buy"}
+    models = {labels: runner_of(configs, tmp_path / labels, labels=labels, **words) for labels in ("known", "final")}
+    found = {labels: runner.run() for labels, runner in models.items()}
+    for known, final in zip(*((s.run for s in found[labels]) for labels in ("known", "final")), strict=True):
+        as_of = [load_run_config(run.path / "config.yaml", load_registry()).data.labels_as_of for run in (known, final)]
+        assert as_of == [6, None]  # the day that is served, before which they learned
+        one, two = (f.metrics()["test"]["buy"] for f in (known, final))
+        assert one["positives"] == two["positives"] and one["logloss"] != two["logloss"]
 
 
 @pytest.mark.parametrize(

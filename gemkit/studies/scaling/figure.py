@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
-from gemkit.errors import GemkitError
-from gemkit.runs.files import write_text
+from gemkit.runs.svg import svg_figure
 from gemkit.studies.answer import metric_name
 from gemkit.studies.page.axes import Axis, linear, logarithmic
 from gemkit.studies.page.plot import Plot
@@ -78,17 +76,8 @@ def write_svg(result: ScaleResult, path: Path) -> None:
     Raises:
         GemkitError: matplotlib is missing, or the file cannot be written.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise GemkitError("the plot needs matplotlib", where=str(path), fix="pip install matplotlib") from error
-
     known = _known(result)
-    with matplotlib.rc_context({"svg.hashsalt": "gemkit", "font.size": 10, "text.parse_math": False}):
-        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-        FigureCanvasSVG(figure)
+    with svg_figure(path, 7.2, 4.6) as figure:
         axes = figure.add_subplot()
         axes.set_xlabel(f"{w.COST_TITLES[result.cost]} (log scale)")
         axes.set_ylabel(f"{metric_name(result.metric)} of {result.task}, test split (lower is better)")
@@ -114,9 +103,6 @@ def write_svg(result: ScaleResult, path: Path) -> None:
             axes.set_xticks([value for value, _ in x.ticks], [text for _, text in x.ticks])
             axes.minorticks_off()
             axes.legend(frameon=False)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": "gemkit"})
-    write_text(path, file.getvalue())
 
 
 def _known(result: ScaleResult) -> list[tuple[int, Point, float, float]]:

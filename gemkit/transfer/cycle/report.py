@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from gemkit.runs.files import write_text
+from gemkit.transfer.cycle.picture import draw
 from gemkit.transfer.cycle.run import Served
 
 METRICS = ("ne", "auc", "calibration")
@@ -40,9 +41,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def write_report(facts: dict[str, Any], out: Path) -> None:
-    """report.json and report.md."""
+    """report.json, report.md and days.svg."""
     write_text(out / "report.json", json.dumps(facts, indent=2) + "\n")
     write_text(out / "report.md", markdown(facts))
+    draw(facts, out / "days.svg")
 
 
 def markdown(facts: dict[str, Any]) -> str:

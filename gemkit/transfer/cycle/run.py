@@ -4,7 +4,7 @@
         gem/seed1-day07-3f2ac09b1d/      the GEM after day 6: it has seen days 0 to 6
         feed/seed1-day08-9c01.../        the student that serves day 8; metrics.json has its metrics of that day
         log-seed1-77b0c1d2e3/            what the GEM said, day by day
-        report.json  report.md
+        report.json  report.md  days.svg
 
 The order of a day d: students serve it (with what they learned until d-1), then its labels are there, as far as they
 are known when it ends: the GEM as it was before answers the day, students learn from labels and answers, and the GEM
