@@ -297,7 +297,8 @@ class TransferStrategy(nn.Module):
     def optimizers(self) -> Iterable[torch.optim.Optimizer]:
         """Optimisers of what the strategy trains beside the student (an adapter, a head), stepped after each batch.
 
-        Training scales their learning rates by its schedule.
+        Training asks once the student is placed, steps them before the student's own optimiser, and scales their
+        learning rates by its schedule.
         """
         return ()
 

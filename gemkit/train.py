@@ -234,7 +234,8 @@ class Training:
             self.backend.average_gradients(self.transfer.parameters())
         clip_norm = self.run.train.clip_norm
         norm = self.backend.clip(self.model.forward, self.optimizer, clip_norm) if clip_norm else None
-        for optimizer in (self.optimizer, *self.other_optimizers):
+        # The student's comes last: a strategy that takes a parameter's gradient for itself keeps it from moving that.
+        for optimizer in (*self.other_optimizers, self.optimizer):
             optimizer.step()
             optimizer.zero_grad()
         state.step += 1

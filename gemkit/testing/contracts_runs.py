@@ -43,8 +43,8 @@ def lives_through_its_life_cycle(subject: Subject) -> None:
         loss = strategy.loss(outputs, teacher, batch)
         assert loss.shape == (), f"the loss has shape {tuple(loss.shape)}, not ()"
         assert torch.isfinite(loss), "the loss is not finite"
-        if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+        label_loss: Tensor = student.dense.head.loss(outputs.logits, batch)
+        (label_loss + loss).backward()  # type: ignore[no-untyped-call]
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

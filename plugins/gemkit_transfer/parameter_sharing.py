@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from gemkit.component import component
@@ -18,6 +20,7 @@ from gemkit.runs.checkpoint import Stored
 from gemkit.runs.folder import RunFolder
 from gemkit.runs.keeping import BEST
 from gemkit.session import DENSE, TABLES
+from gemkit_transfer.low_rank import Factors, factors_adamw
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,14 @@ class ParameterSharingConfig(Config):
         "dense.blocks.0.sequence.*, dense.tokenizer.*.",
         filled=True,
     )
-    frozen: bool = option(False, "Leave it as it is; false: train it on.")
+    tuning: str = option(
+        "full",
+        "What happens to it then: full, trained on by the student's optimiser; frozen, left as it is; low_rank, dense "
+        "matrices get the trained product of two narrow ones added, and the rest is frozen.",
+        choices=("full", "frozen", "low_rank"),
+    )
+    rank: int = option(8, "low_rank: inner width of the product; at most a matrix's smaller side is used.", ge=1)
+    lr: float = option(1e-3, "low_rank: peak learning rate of the factors' AdamW.", gt=0)
 
     def check(self) -> None:
         if not self.teacher:
@@ -41,12 +51,13 @@ class ParameterSharingConfig(Config):
 
 @component("transfer", ParameterSharingConfig)
 class ParameterSharing(TransferStrategy):
-    """Named parts of the student begin with the teacher's weights, and are trained on, or stay frozen.
+    """Named parts of the student begin with the teacher's weights, and are trained on, stay frozen or move at low rank.
 
     Teacher and student must read the same build of a data set: rows of a table are ids of it, and an id of another
     build is another thing.
 
     Paper: Meta's description of GEM names parameter sharing as one of its transfers, without details [reading].
+        LoRA (arXiv 2106.09685) for `tuning=low_rank`, in `low_rank.py`.
     Differs: frozen tables get no gradient, so their optimiser leaves them. Each run has weights of its own: none are
         tied to the teacher's.
     """
@@ -54,12 +65,13 @@ class ParameterSharing(TransferStrategy):
     def __init__(self, config: ParameterSharingConfig, context: BuildContext) -> None:
         super().__init__()
         self.config, self.schema = config, context.schema
+        self.factors = nn.ModuleDict()  # by the weight's name, with / for dots, which its keys cannot have
 
     def prepare(self, student: nn.Module, embeddings: EmbeddingTables) -> None:
-        """Copies the shared parts in, and freezes them if asked for.
+        """Copies the shared parts in, and freezes them or makes their factors if asked for.
 
         Raises:
-            GemkitError: A pattern matches nothing, shapes differ, or the id spaces do.
+            GemkitError: A pattern matches nothing, shapes differ, the id spaces do, or nothing can be tuned.
         """
         file = RunFolder.open(Path(self.config.teacher)).checkpoints / BEST
         tensors, state = checkpoint.load(file)
@@ -71,11 +83,31 @@ class ParameterSharing(TransferStrategy):
             pieces = (own | tables)[name]
             _check_shape(name, pieces.shape, tensors, str(file))
             fill(pieces, tensors, name)
-        if self.config.frozen:
-            for name, parameter in student.named_parameters():
-                if DENSE + name in chosen:
-                    parameter.requires_grad_(False)
-            embeddings.frozen = frozenset(n.removeprefix(TABLES) for n in chosen if n.startswith(TABLES))
+        if self.config.tuning == "full":
+            return
+        self.weight_of = student.get_parameter
+        embeddings.frozen |= {n.removeprefix(TABLES) for n in chosen if n.startswith(TABLES)}
+        for name, parameter in student.named_parameters():
+            if DENSE + name not in chosen:
+                continue
+            if self.config.tuning == "low_rank" and parameter.dim() >= 2:
+                self.factors[name.replace(".", "/")] = Factors(parameter, self.config.rank)
+            else:
+                parameter.requires_grad_(False)
+        if self.config.tuning == "low_rank" and not self.factors:
+            raise GemkitError(
+                "nothing that is shared can be tuned at low rank",
+                where="transfer.share",
+                allowed="dense parameters of two dimensions or more; tables, biases and norms stay frozen",
+                fix="name some in transfer.share (dense.tokenizer.*), or transfer.tuning=frozen",
+            )
+
+    def optimizers(self) -> Iterable[torch.optim.Optimizer]:
+        """The factors'. Weights are looked up only now: some backends put others into their place."""
+        if not self.factors:
+            return ()
+        pairs = [(self.weight_of(key.replace("/", ".")), factors) for key, factors in self.factors.items()]
+        return (factors_adamw(pairs, self.config.lr),)  # type: ignore[arg-type]
 
     def _check_ids(self, theirs: dict[str, object], tables: list[str]) -> None:
         """

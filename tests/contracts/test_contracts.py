@@ -124,7 +124,11 @@ TRANSFERS: dict[str, tuple[str, dict[str, Any]]] = {
     "parameter_sharing": ("parameter_sharing", {"teacher": "{run}"}),
     "parameter_sharing_frozen": (
         "parameter_sharing",
-        {"teacher": "{run}", "share": ("tables.user_id", "dense.tokenizer.*"), "frozen": True},
+        {"teacher": "{run}", "share": ("tables.user_id", "dense.tokenizer.*"), "tuning": "frozen"},
+    ),
+    "parameter_sharing_low_rank": (
+        "parameter_sharing",
+        {"teacher": "{run}", "share": ("tables.user_id", "dense.tokenizer.*"), "tuning": "low_rank", "rank": 2},
     ),
     "several": (
         "several",

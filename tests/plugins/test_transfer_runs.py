@@ -158,10 +158,10 @@ def tensors_of(folder: RunFolder) -> Any:
     return checkpoint.load(folder.checkpoints / "best.safetensors")[0]
 
 
-@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "tuned"])
-def test_shared_parts_begin_as_the_teachers(data: Path, tmp_path: Path, frozen: bool) -> None:
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_shared_parts_begin_as_the_teachers(data: Path, tmp_path: Path, tuning: str) -> None:
     teacher = finished(data, tmp_path / "teacher", "train.max_steps=4")
-    words = ["transfer=parameter_sharing", f"transfer.teacher={teacher.path}", f"transfer.frozen={str(frozen).lower()}"]
+    words = ["transfer=parameter_sharing", f"transfer.teacher={teacher.path}", f"transfer.tuning={tuning}"]
     words += ["transfer.share=[tables.item_id,dense.tokenizer.*]", "seed=2", "train.max_steps=2"]
     words += ["optimizer.lr=1e-5", "optimizer.embedding_lr=1e-5"]
     student = finished(data, tmp_path / "student", *words)
@@ -170,7 +170,7 @@ def test_shared_parts_begin_as_the_teachers(data: Path, tmp_path: Path, frozen: 
     assert len(shared) > 3
     same = {name: bool(torch.equal(theirs[name], ours[name])) for name in theirs}
     assert not any(same[name] for name in same if name not in shared)
-    if frozen:
+    if tuning == "frozen":
         assert all(same[name] for name in shared)
     else:
         assert not any(same[name] for name in shared)
