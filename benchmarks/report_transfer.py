@@ -36,3 +36,27 @@ def transfer(report: Any, with_cost: bool = True) -> str:
             lines.append(f"| {name} | {' | '.join(cells if with_cost else cells[:-2])} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def worlds(report: Any) -> str:
+    """Logloss, AUC and calibration of each variant, world by world; differences are from the world's first variant."""
+    lines = [
+        f"`{report['task']}`, {len(report['seeds'])} seeds",
+        "",
+        "| | logloss | minus the first, % | AUC | calibration |",
+        "|---|---|---|---|---|",
+    ]
+    for world, variants in report["worlds"].items():
+        first = next(iter(variants.values()))["logloss"]["mean"]
+        for name, entry in variants.items():
+            difference = entry["logloss"].get("difference")
+            parts = [100 * difference[key] / first for key in ("mean", "ci95")] if difference else []
+            cells = (
+                name if len(report["worlds"]) == 1 else f"{world}: {name}",
+                f"{entry['logloss']['mean']:.5f}",
+                f"{parts[0]:+.2f} ± {parts[1]:.2f}" if parts else "-",
+                f"{entry['auc']['mean']:.4f}" if "auc" in entry else "-",
+                f"{entry['calibration']['mean']:.3f} ± {entry['calibration']['sd']:.3f}",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
