@@ -1,7 +1,7 @@
 """What a student gains from a stale teacher, by strategy: paired seeds on the synthetic ads world.
 
     python benchmarks/transfer.py strategies   each strategy, and the suite, against the student alone
-    python benchmarks/transfer.py staleness    distillation and the Student Adapter, 0 to 7 days after the teacher
+    python benchmarks/transfer.py staleness    distillation and the Student Adapter, 0 to 30 days after the teacher
     python benchmarks/transfer.py bias         a teacher whose calibration is 1.3: what reaches the student
     python benchmarks/transfer.py codes        width and bits of the codes
 
@@ -96,11 +96,17 @@ SUITES: dict[str, dict[str, Any]] = {
         },
     },
 }
-LAGS = {"strategies": (2,), "staleness": (0, 1, 3, 7), "bias": (2,), "codes": (2,)}
+LAGS = {"strategies": (2,), "staleness": (0, 2, 7, 14, 30), "bias": (2,), "codes": (2,)}
 """Days between the teacher's last one and the students' first."""
 
-WINDOWS = {"staleness": (20, 5, 2)}
-"""Suite -> the students' first day, and their days of training and test; else day 14, 7 and 3."""
+FIRST, TRAIN_DAYS, TEST_DAYS = 14, 7, 3
+"""The students' first day, and their days of training and test; the teacher ends as many days earlier as it lags."""
+
+FROZEN = {"staleness": (12, 5, 2)}
+"""Suite -> the day at which one teacher is frozen for all lags, so that the students' first day moves; their days."""
+
+LONGER = {"staleness": ("data.days=50", "data.examples_per_user=107")}
+"""Suite -> words of a world that has room for it, with as many impressions a day."""
 
 
 def days(first: int, train_days: int, test_days: int) -> list[str]:
@@ -111,7 +117,7 @@ def days(first: int, train_days: int, test_days: int) -> list[str]:
 
 
 def run(words: Sequence[str], seed: int, folder: Path, root: Path) -> Path:
-    """The run folder of these words; it is trained unless it is there."""
+    """The run folder of these words, after those of the world; it is trained unless it is there."""
     done = sorted(folder.glob("*/metrics.json"))
     if not done:
         fixed = [f"seed={seed}", f"data.seed={seed}", f"data.root={root}", f"runs={folder}"]
@@ -122,32 +128,38 @@ def run(words: Sequence[str], seed: int, folder: Path, root: Path) -> Path:
 
 def one_seed(suite: str, seed: int, lag: int, work: Path) -> dict[str, Any]:
     """The teacher, its logs, and all students of one seed."""
-    first, train_days, test_days = WINDOWS.get(suite, (14, 7, 3))
-    root, own = work / "datasets", work / f"seed{seed}-lag{lag}-from{first}"
-    last = first - lag  # the teacher's valid day is the one before
-    teacher = run([*TEACHER, *days(last - TEACHER_DAYS - 1, TEACHER_DAYS, 1)], seed, own / "teacher", root)
+    root, longer = work / "datasets", list(LONGER.get(suite, ()))
+    if suite in FROZEN:
+        last, train_days, test_days = FROZEN[suite]
+        first, own = last + lag, work / f"seed{seed}-{suite}"
+        students = own / f"lag{lag}"
+    else:
+        first, train_days, test_days = FIRST, TRAIN_DAYS, TEST_DAYS
+        last, own = first - lag, work / f"seed{seed}-lag{lag}-from{first}"  # the teacher's valid day is the one before
+        students = own
+    teacher = run([*TEACHER, *longer, *days(last - TEACHER_DAYS - 1, TEACHER_DAYS, 1)], seed, own / "teacher", root)
     wanted = {variant["log"] for variant in SUITES[suite].values() if variant["names"]}
     for log in sorted(wanted):
-        answer(teacher, own / log)
+        answer(teacher, own / log, (first, first + train_days) if suite in FROZEN else None)
     found: dict[str, Any] = {"teacher": facts(teacher)}
     for name, variant in SUITES[suite].items():
-        words = [*STUDENT, *days(first, train_days, test_days)]
+        words = [*STUDENT, *longer, *days(first, train_days, test_days)]
         if variant["names"]:
             words += [f"transfer=[{','.join(variant['names'])}]", f"transfer.log={own / variant['log']}"]
             words += [f"transfer.parts.{key}={value}" for key, value in variant["options"].items()]
-        found[name] = facts(run(words, seed, own / name.replace(" ", "_").replace(",", ""), root))
+        found[name] = facts(run(words, seed, students / name.replace(" ", "_").replace(",", ""), root))
     return found
 
 
-def answer(teacher: Path, log: Path) -> None:
-    """Writes a log; its name says how."""
+def answer(teacher: Path, log: Path, window: tuple[int, int] | None) -> None:
+    """Writes a log, whose name says how; of a window of days soft labels alone, else all that are newer, with codes."""
     kind = log.name.removeprefix("log").removeprefix("-")
     if kind == "biased":
         if not TeacherLog.is_there(log):
-            answer(teacher, log.with_name("log"))
+            answer(teacher, log.with_name("log"), window)
             biased(TeacherLog.open(log.with_name("log")), log)
         return
-    lesson = Lesson(code_width=32)
+    lesson = Lesson(code_width=32) if window is None else Lesson(days=window)
     if kind == "example":
         lesson = Lesson(code_width=32, code_of="example")
     elif kind:
