@@ -30,9 +30,10 @@ LATE_WORLD = (
     *("experiment=adsworld_silent", "data.num_users=12000", "data.examples_per_user=60", "data.days=28"),
     *("data.interest=1", "data.pair=1", "data.quad=0.5", "data.shared=0.5", "data.advertiser=0.5"),
     *("data.click_rate=0.3", "data.mean_delay_s=259200", "data.only_tasks=[conversion]"),
+    "data.test_days=[14,20]",
 )
 """The middle advertiser's conversions come three days after the click, mean."""
-LATE_DAYS = ("data.train_days=[0,13]", "data.valid_days=[13,14]", "data.test_days=[14,20]")
+LATE_DAYS = ("data.train_days=[0,13]", "data.valid_days=[13,14]")
 KNOWN = "data.labels_as_of=14"
 SURFACES = ("feed", "stories", "search")
 SURFACE_WORLD = (
@@ -52,13 +53,13 @@ APART = "a model for each"
 SUITES: dict[str, dict[str, Any]] = {
     "late_labels": {
         "task": "conversion",
-        "worlds": {"late conversions": (*LATE_WORLD, *LATE_DAYS)},
+        "worlds": {"late conversions": LATE_WORLD},
         "variants": {
-            "final labels": (),
-            "naive": (KNOWN,),
-            "naive, a week later": (KNOWN, "data.train_days=[0,6]", "data.valid_days=[6,7]"),
-            "delayed_feedback": (KNOWN, "head.late_labels=delayed_feedback"),
-            "windows": (KNOWN, "head.late_labels=windows", "head.windows_s=[43200,172800,432800,864000]"),
+            "final labels": LATE_DAYS,
+            "naive": (*LATE_DAYS, KNOWN),
+            "naive, ripe labels": ("data.train_days=[0,6]", "data.valid_days=[6,7]", KNOWN),
+            "delayed_feedback": (*LATE_DAYS, KNOWN, "head.late_labels=delayed_feedback"),
+            "windows": (*LATE_DAYS, KNOWN, "head.late_labels=windows", "head.windows_s=[43200,172800,432800,864000]"),
         },
     },
     "surfaces": {
@@ -90,7 +91,8 @@ def one(suite: str, world: str, variant: str, seed: int, work: Path) -> dict[str
     """A variant's metrics with one seed; of several models, means over all of their examples."""
     facts = SUITES[suite]
     words = [*facts["worlds"][world], *MODEL, *facts["variants"][variant]]
-    folder, root, task = work / suite / world / variant / f"seed{seed}", work / "datasets", facts["task"]
+    name = f"{world}/{variant}".replace(" ", "_").replace(",", "")  # a comma in a word is a list's
+    folder, root, task = work / suite / name / f"seed{seed}", work / "datasets", facts["task"]
     if variant != APART:
         found = metrics_of(words, seed, folder, root, task)
         return {name: found[name] for name in METRICS} | {"examples": found["examples"]}
