@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import report_history
 import report_kernels
 import report_memory
 import report_parallel
@@ -286,6 +287,7 @@ WHOLE_TABLES: dict[str, Callable[[], str]] = {
     "start_speed": start_speed,
     "embedding_speed": lambda: report_memory.embedding_speed(_read("embedding_speed")),
     "late_labels": lambda: report_transfer.worlds(_read("late_labels")),
+    "long_history": lambda: report_history.long_history(_read("long_history")),
     "memory": lambda: report_memory.memory(_read("memory")),
     "parallel_kills": lambda: report_parallel.kills(_read("parallel_kills")),
     "parallel_speed": lambda: report_parallel.speed(_read("parallel_speed")),
