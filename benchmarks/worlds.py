@@ -53,6 +53,7 @@ APART = "a model for each"
 SUITES: dict[str, dict[str, Any]] = {
     "late_labels": {
         "task": "conversion",
+        "seeds": [1, 2, 3, 4, 5],
         "worlds": {"late conversions": LATE_WORLD},
         "variants": {
             "final labels": LATE_DAYS,
@@ -64,6 +65,7 @@ SUITES: dict[str, dict[str, Any]] = {
     },
     "surfaces": {
         "task": "click",
+        "seeds": [1, 2, 3],
         "worlds": {
             "alike": (*SURFACE_WORLD, "data.shared=1"),
             "half": (*SURFACE_WORLD, "data.shared=0.7", "data.private=0.7"),
@@ -128,11 +130,12 @@ def main() -> None:
     """Runs a suite and writes its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the suite's own")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "worlds")
     options = parser.parse_args()
     facts = SUITES[options.suite]
+    options.seeds = options.seeds or facts["seeds"]
     jobs = [(world, name, seed) for seed in options.seeds for world in facts["worlds"] for name in facts["variants"]]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda job: one(options.suite, *job, options.work), jobs))
