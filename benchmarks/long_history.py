@@ -15,14 +15,11 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from movielens import RESULTS, ROOT, paired, summary
+from movielens import RESULTS, paired, summary
+from once import ROOT, trained
 
 WORLD = (
     *("experiment=adsworld_silent", "data.num_users=6000", "data.examples_per_user=20", "data.ads_per_request=20"),
@@ -48,23 +45,15 @@ FOUND = 0.5
 METRICS = ("ne", "auc", "learned", "logloss")
 
 
-def stage(words: Sequence[str], folder: Path) -> Path:
-    """The run folder of one stage; it is trained unless it is there."""
-    if not (done := sorted(folder.glob("*/metrics.json"))):
-        command = [str(Path(sys.executable).with_name("gemkit")), "train", *words, f"runs={folder}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-        done = sorted(folder.glob("*/metrics.json"))
-    return done[-1].parent
-
-
 def one(name: str, seed: int, work: Path) -> dict[str, Any]:
     """A variant with one seed: what it found, and what its second stage cost."""
     own, short, long = VARIANTS[name]
     words = [*WORLD, *own, f"seed={seed}", f"data.root={work / 'datasets'}"]
     folder = work / name.replace(" ", "_").replace(",", "") / f"seed{seed}"
-    first = stage([*words, f"data.max_history={short}", f"train.epochs={EPOCHS}"], folder / "short")
-    second = stage([*words, f"data.max_history={long}", "train.epochs=1", f"train.start_from={first}"], folder / "long")
+    first = trained([*words, f"data.max_history={short}", f"train.epochs={EPOCHS}"], folder / "short")
+    second = trained(
+        [*words, f"data.max_history={long}", "train.epochs=1", f"train.start_from={first}"], folder / "long"
+    )
     metrics = json.loads((second / "metrics.json").read_text(encoding="utf-8"))
     test, cost = metrics["test"]["click"], metrics["train"]
     facts = {key: test[key] for key in METRICS} | {"ne_floor": test["ne_floor"], "auc_best": test["auc_best"]}

@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from once import ROOT, trained
+
 RESULTS = ROOT / "benchmarks" / "results"
 
 ABLATIONS: dict[str, list[str]] = {
@@ -43,15 +41,9 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 def train(name: str, overrides: list[str], seed: int, runs: Path) -> dict[str, Any]:
     """Trains one variant with one seed, unless its folder is there; returns its metrics.json."""
     folder = runs / name.replace("=", "_") / f"seed{seed}"
-    if not (done := sorted(folder.glob("*/metrics.json"))):
-        gemkit = Path(sys.executable).with_name("gemkit")
-        command = [str(gemkit), "train", *overrides, f"seed={seed}", f"runs={folder}", "train.num_threads=1"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-        done = sorted(folder.glob("*/metrics.json"))
-    metrics: dict[str, Any] = json.loads(done[-1].read_text(encoding="utf-8"))
-    environment_file = done[-1].with_name("environment.json")
-    metrics["environment"] = json.loads(environment_file.read_text(encoding="utf-8"))
+    done = trained([*overrides, f"seed={seed}", "train.num_threads=1"], folder)
+    metrics: dict[str, Any] = json.loads((done / "metrics.json").read_text(encoding="utf-8"))
+    metrics["environment"] = json.loads((done / "environment.json").read_text(encoding="utf-8"))
     return metrics
 
 

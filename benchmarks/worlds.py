@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from movielens import RESULTS, ROOT, paired, summary
+from movielens import RESULTS, paired, summary
+from once import ROOT, trained
 
 MODEL = (
     *("sequence=none", "cross=none", "size.dim=16", "size.num_blocks=2", "interaction.hidden=[64]"),
@@ -79,13 +77,8 @@ METRICS = ("logloss", "auc", "calibration")
 
 def metrics_of(words: Sequence[str], seed: int, folder: Path, root: Path, task: str) -> dict[str, Any]:
     """Test metrics of a task, by surface too, of a run with these words; it is trained unless it is there."""
-    if not (done := sorted(folder.glob("*/metrics.json"))):
-        fixed = [f"seed={seed}", f"data.seed={seed}", f"data.root={root}", f"runs={folder}"]
-        command = [str(Path(sys.executable).with_name("gemkit")), "train", *words, *fixed]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-        done = sorted(folder.glob("*/metrics.json"))
-    found: dict[str, Any] = json.loads(done[-1].read_text(encoding="utf-8"))["test"][task]
+    done = trained([*words, f"seed={seed}", f"data.seed={seed}", f"data.root={root}"], folder)
+    found: dict[str, Any] = json.loads((done / "metrics.json").read_text(encoding="utf-8"))["test"][task]
     return found
 
 

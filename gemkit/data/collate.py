@@ -118,7 +118,10 @@ def _totals(dataset: Dataset, rows: np.ndarray, shares: int, known_until_s: int 
     """`Batch.totals` of a global batch. Shape: (P,)."""
     parts, size = dataset.located(rows), len(rows)
     weights = dataset.take(storage.WEIGHT, parts, size).astype(np.float32)
-    labels, _, _ = _labels(dataset, parts, size, known_until_s)
+    if known_until_s is None:
+        labels = _stored_labels(dataset, parts, size)
+    else:
+        labels, _, _ = _known_labels(dataset, parts, size, known_until_s)
     return torch.from_numpy((labels >= 0).astype(np.float32).T @ weights) / shares
 
 
@@ -126,16 +129,25 @@ def _labels(
     dataset: Dataset, parts: list[Part], size: int, known_until_s: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels (B, P), 0, 1, or -1 where masked; `Batch.delays` and `Batch.elapsed`. As known at a time, or final."""
-    tasks = dataset.schema.tasks
-    labels = np.stack([dataset.take(t.name, parts, size) for t in tasks], axis=1)
-    delays = _delays(dataset, parts, size)
-    if known_until_s is None:
-        return labels, delays, np.full(size, np.inf, np.float32)
+    if known_until_s is not None:
+        return _known_labels(dataset, parts, size, known_until_s)
+    elapsed = np.full(size, np.inf, np.float32)
+    return _stored_labels(dataset, parts, size), _delays(dataset, parts, size), elapsed
+
+
+def _stored_labels(dataset: Dataset, parts: list[Part], size: int) -> np.ndarray:
+    return np.stack([dataset.take(t, parts, size) for t in dataset.schema.task_names], axis=1)
+
+
+def _known_labels(
+    dataset: Dataset, parts: list[Part], size: int, known_until_s: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels, delays = _stored_labels(dataset, parts, size), _delays(dataset, parts, size)
     elapsed = (known_until_s - dataset.take(storage.TIMESTAMP, parts, size)).astype(np.float32)
     later = delays > elapsed[:, None]
     labels[later], delays[later] = 0, np.nan
     names = dataset.schema.task_names
-    for i, task in enumerate(tasks):
+    for i, task in enumerate(dataset.schema.tasks):
         if task.masked_by in names:  # what has not happened yet says nothing about what follows from it
             labels[later[:, names.index(task.masked_by)], i] = -1
     return labels, delays, elapsed

@@ -108,7 +108,7 @@ def masked_labels_do_not_count(subject: Subject) -> None:
     assert torch.isfinite(loss), "the loss is not finite"
     assert_close(module.loss(scores, other), loss, "loss with other labels where they do not count")
     (gradient,) = torch.autograd.grad(loss, scores)
-    gradient = gradient.flatten(2).any(2) if gradient.dim() > 2 else gradient
+    gradient = gradient.any(2) if gradient.dim() > 2 else gradient
     assert not gradient[~counts].any(), "labels that do not count have a gradient"
     assert gradient[counts].all(), "labels that count have no gradient"
 

@@ -1,11 +1,13 @@
 """Trains a graph: each node after its teachers, and nothing that is there already.
 
-OUT/
-NODE/seed1-3f2ac09b1d/          runs of a node under one config, teachers included
-2026-..._s1/                the run folder
-log-32x8/                   its answers, if somebody learns from it, here with codes of 32 numbers of 8 bits
-NODE/alone-seed1-77b0c1d2e3/    the same model without teachers
-report.json  report.md  graph.svg
+    OUT/
+        NODE/seed1-3f2ac09b1d/          runs of a node under one config, teachers included
+            2026-..._s1/                the run folder
+            log-32x8/                   its answers, if somebody learns from it, here with codes of 32 numbers of 8 bits
+        NODE/alone-seed1-77b0c1d2e3/    the same model without teachers
+        report.json  report.md  graph.svg
+
+The end of a folder's name stands for all that its run depends on: config, data, and teachers.
 """
 
 from __future__ import annotations

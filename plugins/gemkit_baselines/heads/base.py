@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from gemkit.config.fields import Config, option
 from gemkit.data.batch import Batch
 from gemkit.errors import GemkitError
 from gemkit.interfaces import BuildContext, Head
-from gemkit_baselines.heads.late import KINDS, ascending, late_labels
+from gemkit_baselines.heads.late import KINDS, late_labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class BinaryHeadConfig(Config):
     )
 
     def check(self) -> None:
-        if not self.windows_s or not ascending(self.windows_s):
+        if not self.windows_s or any(a >= b for a, b in pairwise(self.windows_s)):
             raise GemkitError(
                 f"windows_s = {list(self.windows_s)} are no windows that follow each other",
                 where="windows_s",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -109,8 +108,3 @@ def late_labels(kind: str, ends_s: Sequence[float]) -> LateLabels | None:
     if kind == "naive":
         return None
     return DelayedFeedback() if kind == "delayed_feedback" else Windows(ends_s)
-
-
-def ascending(ends_s: Sequence[float]) -> bool:
-    """Whether windows follow each other."""
-    return all(a < b for a, b in zip([0.0, *ends_s], [*ends_s, math.inf], strict=True))
