@@ -280,6 +280,9 @@ class TransferStrategy(nn.Module):
     reads_codes: bool = False
     """Whether it needs the codes of a teacher log, so that whoever writes one for it leaves some."""
 
+    takes: frozenset[str] = frozenset()
+    """Names of the student's tensors that `prepare` has given other values, as checkpoints call them."""
+
     fresh: bool = True
     """Set by training: whether this run sees the examples of the batch for the first time."""
 

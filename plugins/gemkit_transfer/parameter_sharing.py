@@ -83,6 +83,7 @@ class ParameterSharing(TransferStrategy):
             pieces = (own | tables)[name]
             _check_shape(name, pieces.shape, tensors, str(file))
             fill(pieces, tensors, name)
+        self.takes = frozenset(chosen)
         if self.config.tuning == "full":
             return
         self.weight_of = student.get_parameter

@@ -81,8 +81,23 @@ class Several(TransferStrategy):
         return batch
 
     def prepare(self, student: nn.Module, embeddings: EmbeddingTables) -> None:
-        for part in self._parts:
+        """Each part's, in turn.
+
+        Raises:
+            GemkitError: Two of them take the same tensor from a teacher.
+        """
+        owner: dict[str, str] = {}
+        for key, part in zip(self.parts, self._parts, strict=True):
             part.prepare(student, embeddings)
+            for name in sorted(part.takes):
+                if other := owner.get(name):
+                    raise GemkitError(
+                        f"{name} is shared twice, by {other} and by {key}",
+                        where=f"transfer.parts.{key}.share",
+                        allowed="each part of the student from one teacher",
+                        fix=f"leave it out of one of the two, parts.{other}.share or parts.{key}.share",
+                    )
+                owner[name] = key
 
     def optimizers(self) -> Iterable[torch.optim.Optimizer]:
         return [optimizer for part in self._parts for optimizer in part.optimizers()]

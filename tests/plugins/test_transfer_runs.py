@@ -191,6 +191,23 @@ def test_sharing_that_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
         train(run, load_registry(), progress=silent())
 
 
+def test_two_teachers_share_different_parts(data: Path, tmp_path: Path) -> None:
+    """Under two names in one list; a part that both would fill is refused."""
+    one, two = (finished(data, tmp_path / f"teacher{i}", f"seed={i}", "train.max_steps=1") for i in (1, 2))
+
+    def words(second: str) -> list[str]:
+        parts = [f"{{name: parameter_sharing, teacher: {one.path}, share: [tables.item_id], tuning: frozen}}"]
+        parts += [f"{{name: parameter_sharing, teacher: {two.path}, share: ['{second}'], tuning: frozen}}"]
+        return ["transfer=several", f"transfer.parts={{a: {parts[0]}, b: {parts[1]}}}", "seed=3", "train.max_steps=1"]
+
+    ours = tensors_of(finished(data, tmp_path / "student", *words("dense.tokenizer.*")))
+    assert torch.equal(ours["tables.item_id"], tensors_of(one)["tables.item_id"])
+    names = [name for name in ours if name.startswith("dense.tokenizer.")]
+    assert names and all(torch.equal(ours[name], tensors_of(two)[name]) for name in names)
+    with pytest.raises(GemkitError, match=r"tables\.item_id is shared twice, by a and by b"):
+        finished(data, tmp_path / "refused", *words("tables.*"))
+
+
 # --- from end to end ----------------------------------------------------------------------------------------
 
 
