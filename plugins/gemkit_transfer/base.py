@@ -24,12 +24,20 @@ class SoftLabelConfig(LogConfig):
     )
     gate_tolerance: float = option(0.02, "Disadvantage in logloss, as a share, at which the gate is shut.", gt=0, le=1)
     gate_half_life: float = option(20.0, "Batches after which a batch counts half for the gate.", gt=0, le=1e6)
+    settled_after_s: float = option(
+        0.0,
+        "Labels that come late (data.labels_as_of) count for gates and adapters from this age on, seconds: a younger 0 "
+        "may be a 'not yet'.",
+        ge=0,
+    )
 
 
 class SoftLabelStrategy(TransferStrategy):
     """A strategy that reads a teacher log batch by batch. Derive from it and write `loss`."""
 
     task_weights: Tensor
+    late: Tensor
+    """(P,) bool: tasks whose labels come later than their examples."""
     sums: Tensor
     """Since the last report: examples, those with an answer, and the days that their teachers were behind."""
 
@@ -38,6 +46,9 @@ class SoftLabelStrategy(TransferStrategy):
         self.tasks = context.schema.task_names
         self.answers = LoggedAnswers(config.log, context.schema)
         self.gate = Gate(len(self.tasks), config.gate_tolerance, config.gate_half_life) if config.gate else None
+        self.settled_after_s = config.settled_after_s
+        late = torch.tensor([task.delay is not None for task in context.schema.tasks])
+        self.register_buffer("late", late, persistent=False)
         weights = torch.tensor([task.weight for task in context.schema.tasks])
         self.register_buffer("task_weights", weights, persistent=False)
         self.register_buffer("sums", torch.zeros(3))
@@ -45,6 +56,11 @@ class SoftLabelStrategy(TransferStrategy):
     def summed(self, losses: Tensor) -> Tensor:
         """The tasks' losses as the serving head adds up its own: a weight of 1 is as much as the labels. Shape: ()."""
         return (losses * self.task_weights).sum()
+
+    def settled(self, batch: Batch) -> Tensor:
+        """1 where a label is old enough to be what it will be. Shape: (B, P)."""
+        old = (batch.elapsed >= self.settled_after_s).unsqueeze(1)
+        return (old | ~self.late).float()
 
     def gated(self, losses: Tensor, target: Tensor, rival: Tensor, batch: Batch, known: Tensor) -> Tensor:
         """The tasks' losses, each turned down as far as its gate is shut, summed.
@@ -59,6 +75,7 @@ class SoftLabelStrategy(TransferStrategy):
             return self.summed(losses)
         opening: Tensor = self.gate()  # what earlier batches say: this one shall not choose its own weight
         if self.training and self.fresh:
+            known = known * self.settled(batch)
             seen = (known * batch.masks * batch.weights.unsqueeze(1)).sum(0)
             self.gate.observe(*(label_loss(logits.detach(), batch, known) for logits in (target, rival)), seen)
         return self.summed(opening.detach() * losses)

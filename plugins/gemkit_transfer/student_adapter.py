@@ -103,7 +103,7 @@ class StudentAdapter(SoftLabelStrategy):
         """Shape: logits (B, P), readout (B, R) -> ()."""
         assert teacher is not None
         adapted = self.adapter(teacher.logits, teacher.known, student.readout)
-        newer = teacher.known * (teacher.ages > 0).float().unsqueeze(1)
+        newer = teacher.known * (teacher.ages > 0).float().unsqueeze(1) * self.settled(batch)
         fit = label_loss(adapted, batch, newer)
         target = torch.sigmoid(adapted.detach())
         logits = student.logits if self.head is None else self.head(student.readout)

@@ -214,6 +214,22 @@ def test_the_adapter_learns_only_from_labels_newer_than_the_teacher(student: Mod
     assert any(p.grad is not None and p.grad.any() for p in strategy.head.parameters())  # type: ignore[union-attr]
 
 
+def test_labels_that_may_still_come_are_left_out(student: Model, log: Path) -> None:
+    """By the adapter and by the gate, of the task that comes late and of no other."""
+    week = 604_800.0
+    options = {"settled_after_s": week, "gate": True}
+    strategy, batch = strategy_of(student, "student_adapter", log, **options), batch_of(student)
+    assert strategy.late.tolist() == [False, True]  # type: ignore[operator]
+    answers, young = made_up(batch), batch._replace(elapsed=torch.full((batch.size,), week - 1))
+    other = young._replace(labels=torch.stack([young.labels[:, 0], 1 - young.labels[:, 1]], 1))
+    outputs = student(batch)
+    assert strategy.loss(outputs, answers, young).item() == strategy.loss(outputs, answers, other).item()
+    assert strategy.gate.count.tolist()[1] == 0 < strategy.gate.count.tolist()[0]  # type: ignore[union-attr]
+    settled = [b._replace(elapsed=torch.full((batch.size,), week)) for b in (young, other)]
+    one, two = (strategy.loss(outputs, answers, b).item() for b in settled)
+    assert one != two and strategy.gate.count.tolist()[1] > 0  # type: ignore[union-attr]
+
+
 # --- gate ---------------------------------------------------------------------------------------------------
 
 
