@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from gemkit.transfer.graph.report import Interval, markdown
 
 
 def transfer(report: Any, with_cost: bool = True) -> str:
@@ -60,3 +63,64 @@ def worlds(report: Any) -> str:
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def graph(report: Any, compare: Sequence[tuple[str, str]]) -> str:
+    """A graph's own tables, and paired differences in NE between nodes with one test.
+
+    Args:
+        compare: Pairs of nodes: the first one's NE minus the second one's.
+    """
+    lines = [markdown(report), "| | difference in NE | gain, of the second's |", "|---|---|---|"]
+    for first, second in compare:
+        a, b = (report["nodes"][name] for name in (first, second))
+        values = [x - y for x, y in zip(a["by_seed"]["ne"], b["by_seed"]["ne"], strict=True)]
+        ratio = f"{a['gain']['mean'] / b['gain']['mean']:.1f}x" if b["gain"]["mean"] > 0 else "-"
+        lines.append(f"| {first} minus {second} | {Interval.of(values)} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def by_lag(report: Any) -> str:
+    """Differences from the student alone, a column for each age of the teacher, and calibrations."""
+    lags = report["lags"]
+    lines = [
+        f"{len(report['seeds'])} seeds; NE minus that of the student alone, calibration below it",
+        "",
+        f"| | {_ages(lags)} |",
+        "|---" * (len(lags) + 1) + "|",
+    ]
+    for name in lags[0]["variants"]:
+        if name == "teacher":
+            continue
+        cells = []
+        for one in lags:
+            test = one["variants"][name]["test"]
+            difference = test["ne"].get("difference_from_alone")
+            shown = (
+                f"{difference['mean']:+.4f} ± {difference['ci95']:.4f}"
+                if difference
+                else f"NE {test['ne']['mean']:.4f} ± {test['ne']['sd']:.4f}"
+            )
+            cells.append(f"{shown}<br>{test['calibration']['mean']:.3f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def against(report: Any, pairs: Sequence[tuple[str, str]]) -> str:
+    """Paired differences in NE between two variants, a column for each age of the teacher."""
+    lags = report["lags"]
+    lines = [
+        f"| first minus second, NE | {_ages(lags)} |",
+        "|---" * (len(lags) + 1) + "|",
+    ]
+    for first, second in pairs:
+        cells = []
+        for one in lags:
+            a, b = (one["variants"][name]["test"]["ne"]["by_seed"] for name in (first, second))
+            cells.append(str(Interval.of([x - y for x, y in zip(a, b, strict=True)])))
+        lines.append(f"| {first}, {second} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ages(lags: Sequence[Any]) -> str:
+    return " | ".join(f"{one['lag_days']} days" for one in lags)

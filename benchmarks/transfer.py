@@ -4,6 +4,7 @@
     python benchmarks/transfer.py staleness    distillation and the Student Adapter, 0 to 30 days after the teacher
     python benchmarks/transfer.py bias         a teacher whose calibration is 1.3: what reaches the student
     python benchmarks/transfer.py codes        width and bits of the codes
+    python benchmarks/transfer.py refreshed    codes of another teacher from the students' first test day on
 
 A seed is a world of its own, a teacher and students of the same seed. Each run that has finished is kept under --work
 and not run again. The result goes to benchmarks/results/transfer_<suite>.json: every run's test metrics, and the paired
@@ -16,6 +17,7 @@ import argparse
 import concurrent.futures
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,16 +25,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
+import transfer_logs
 from movielens import paired, summary
 
 from gemkit.config.compose import compose
 from gemkit.registry import load_registry
 from gemkit.runs.progress import Progress
 from gemkit.train import train
-from gemkit.transfer.log import TeacherLog
 from gemkit.transfer.serving import milliseconds
-from gemkit.transfer.teach import Lesson, teach
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -67,7 +67,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "student_adapter": transfer("student_adapter"),
         "student_adapter, gated": transfer("student_adapter", **{"student_adapter.gate": "true"}),
         "representation": transfer("representation"),
-        "representation of examples": transfer("representation", log="log-example"),
+        "representation of users": transfer("representation", log="log-user"),
         "the suite": transfer(*SUITE, **{"student_adapter.gate": "true"}),
         "distill, representation": transfer("distill", "representation"),
     },
@@ -92,11 +92,25 @@ SUITES: dict[str, dict[str, Any]] = {
         "alone": transfer(),
         **{
             f"{w} numbers of {b} bits": transfer("representation", log=f"log-{w}x{b}")
-            for w, b in ((8, 8), (32, 4), (32, 8), (32, 32), (128, 8))
+            for w, b in ((8, 8), (32, 4), (32, 8), (32, 32), (128, 8), (128, 32))
+        },
+    },
+    "refreshed": {
+        "alone": transfer(),
+        **{
+            name: transfer("representation", log=log, **{"representation.of": of})
+            for of in ("mean", "newest")
+            for name, log in (
+                (f"{of}: one teacher", "log"),
+                (f"{of}: trained on, anchored", "log-continued"),
+                (f"{of}: trained on, not anchored", "log-continued-loose"),
+                (f"{of}: a new one, anchored", "log-new"),
+                (f"{of}: a new one, not anchored", "log-new-loose"),
+            )
         },
     },
 }
-LAGS = {"strategies": (2,), "staleness": (0, 2, 7, 14, 30), "bias": (2,), "codes": (2,)}
+LAGS = {"strategies": (2,), "staleness": (0, 2, 7, 14, 30), "bias": (2,), "codes": (2,), "refreshed": (2,)}
 """Days between the teacher's last one and the students' first."""
 
 FIRST, TRAIN_DAYS, TEST_DAYS = 14, 7, 3
@@ -104,6 +118,9 @@ FIRST, TRAIN_DAYS, TEST_DAYS = 14, 7, 3
 
 FROZEN = {"staleness": (12, 5, 2)}
 """Suite -> the day at which one teacher is frozen for all lags, so that the students' first day moves; their days."""
+
+NEW_SEED = 100
+"""What a teacher that is new has more than its seed: other first weights."""
 
 LONGER = {"staleness": ("data.days=50", "data.examples_per_user=107")}
 """Suite -> words of a world that has room for it, with as many impressions a day."""
@@ -116,11 +133,12 @@ def days(first: int, train_days: int, test_days: int) -> list[str]:
     return [f"data.{name}_days=[{a},{b}]" for name, (a, b) in pairs.items()]
 
 
-def run(words: Sequence[str], seed: int, folder: Path, root: Path) -> Path:
+def run(words: Sequence[str], seed: int, folder: Path, root: Path, model_seed: int | None = None) -> Path:
     """The run folder of these words, after those of the world; it is trained unless it is there."""
     done = sorted(folder.glob("*/metrics.json"))
     if not done:
-        fixed = [f"seed={seed}", f"data.seed={seed}", f"data.root={root}", f"runs={folder}"]
+        seeds = [f"seed={seed if model_seed is None else model_seed}", f"data.seed={seed}"]
+        fixed = [*seeds, f"data.root={root}", f"runs={folder}"]
         train(compose([*WORLD, *words, *fixed], load_registry()), load_registry(), progress=Progress(quiet=True))
         done = sorted(folder.glob("*/metrics.json"))
     return done[0].parent
@@ -139,41 +157,24 @@ def one_seed(suite: str, seed: int, lag: int, work: Path) -> dict[str, Any]:
         students = own
     teacher = run([*TEACHER, *longer, *days(last - TEACHER_DAYS - 1, TEACHER_DAYS, 1)], seed, own / "teacher", root)
     wanted = {variant["log"] for variant in SUITES[suite].values() if variant["names"]}
+    if suite == "refreshed":
+        test = first + train_days + 1
+        newer = [*TEACHER, *days(test - TEACHER_DAYS - 1, TEACHER_DAYS, 1)]  # which ends where the test begins
+        going_on = [*TEACHER, *days(last, test - 1 - last, 1), f"train.start_from={teacher}"]
+        for name, words, model_seed in (("continued", going_on, seed), ("new", newer, seed + NEW_SEED)):
+            other = run(words, seed, own / f"teacher-{name}", root, model_seed)
+            transfer_logs.refreshed(teacher, other, own / f"log-{name}", (first, test, test + test_days))
+        wanted = {"log"}
     for log in sorted(wanted):
-        answer(teacher, own / log, (first, first + train_days) if suite in FROZEN else None)
+        transfer_logs.answer(teacher, own / log, (first, first + train_days) if suite in FROZEN else None)
     found: dict[str, Any] = {"teacher": facts(teacher)}
     for name, variant in SUITES[suite].items():
         words = [*STUDENT, *longer, *days(first, train_days, test_days)]
         if variant["names"]:
             words += [f"transfer=[{','.join(variant['names'])}]", f"transfer.log={own / variant['log']}"]
             words += [f"transfer.parts.{key}={value}" for key, value in variant["options"].items()]
-        found[name] = facts(run(words, seed, students / name.replace(" ", "_").replace(",", ""), root))
+        found[name] = facts(run(words, seed, students / re.sub("[ ,:]+", "_", name), root))
     return found
-
-
-def answer(teacher: Path, log: Path, window: tuple[int, int] | None) -> None:
-    """Writes a log, whose name says how; of a window of days soft labels alone, else all that are newer, with codes."""
-    kind = log.name.removeprefix("log").removeprefix("-")
-    if kind == "biased":
-        if not TeacherLog.is_there(log):
-            answer(teacher, log.with_name("log"), window)
-            biased(TeacherLog.open(log.with_name("log")), log)
-        return
-    lesson = Lesson(code_width=32) if window is None else Lesson(days=window)
-    if kind == "example":
-        lesson = Lesson(code_width=32, code_of="example")
-    elif kind:
-        width, bits = kind.split("x")
-        lesson = Lesson(code_width=int(width), code_bits=int(bits))
-    teach(teacher, log, lesson, load_registry(), Progress(quiet=True))
-
-
-def biased(log: TeacherLog, folder: Path, calibration: float = 1.3) -> None:
-    """The same answers with every probability times `calibration`."""
-    rows, snapshot = log.rows()
-    p = (calibration / (1 + np.exp(-rows.logits.astype(np.float64)))).clip(1e-6, 1 - 1e-6)
-    fresh = TeacherLog.create(folder, log.tasks, log.data, log.origin, log.space)
-    fresh.append(rows._replace(logits=np.log(p / (1 - p)).astype(np.float32)), "biased", "", int(snapshot[0]))
 
 
 def facts(folder: Path) -> dict[str, Any]:

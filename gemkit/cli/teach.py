@@ -35,9 +35,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=int, default=8, metavar="N", help="of each number: 4, 8 or 32 (default: 8)")
     parser.add_argument(
         "--codes-of",
-        default="user",
-        choices=("user", "example"),
-        help="keep what examples of one user share, or as much as possible of each example (default: user)",
+        default="example",
+        choices=("example", "user"),
+        help="keep as much as possible of each example, or what examples of one user share (default: example)",
     )
     parser.add_argument(
         "--anchor", type=Path, metavar="LOG", help="keep the code space of this log, of an earlier teacher"

@@ -115,13 +115,13 @@ def fit(readouts: np.ndarray, width: int, bits: int) -> CodeSpace:
 
 
 def fit_users(readouts: np.ndarray, users: np.ndarray, width: int, bits: int) -> CodeSpace:
-    """The directions in which the examples of one user are most alike, compared with those of others.
+    """The directions along which two examples of one user vary together most.
 
-    A readout says much about the item, which the user's next example does not share. These directions have the largest
-    ratio of variance between users to variance within them, so an average over a user's examples says most about the
-    next one.
+    A readout says much about the item, which the user's next example does not share. The covariance of two examples of
+    one user has nothing of it. (Not as a share of all variance, as Fisher's discriminants: those are the user's own
+    features, which stay the same from example to example, and which a student has already.)
 
-    Paper: Fisher (1936), linear discriminants, with users as classes.
+    Paper: none; principal components of the covariance within pairs, unbiased by what the two do not share.
     Differs: each number is scaled to deviation 1 over examples.
 
     Shape: readouts (n, R), users (n,).
@@ -136,14 +136,12 @@ def fit_users(readouts: np.ndarray, users: np.ndarray, width: int, bits: int) ->
         raise GemkitError(
             "no user has two examples among those that codes are fitted to", where="--codes", fix="--codes-of example"
         )
-    means = np.zeros((len(counts), wide.shape[1]))
-    np.add.at(means, owner, wide)
-    means /= counts[:, None]
-    within = _covariance((wide - means[owner])[often])
-    within += np.eye(len(within)) * (RIDGE * np.trace(within) / len(within) + 1e-12)
-    spread = np.linalg.cholesky(np.linalg.inv(within))  # white within users
-    between = _covariance(((means - wide.mean(axis=0)) @ spread)[counts > 1])
-    return _space(wide, spread @ _leading(between, width), bits)
+    centred = (wide - wide[often].mean(axis=0)) * often[:, None]
+    sums = np.zeros((len(counts), wide.shape[1]))
+    np.add.at(sums, owner, centred)
+    others = np.maximum(counts - 1, 1)  # with how many each example makes a pair: a user weighs as its examples do
+    pairs = (sums / others[:, None]).T @ sums - (centred / others[owner][:, None]).T @ centred
+    return _space(wide, _leading(pairs / often.sum(), width), bits)
 
 
 def _wide_enough(readouts: np.ndarray, width: int) -> np.ndarray:

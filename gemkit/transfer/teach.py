@@ -48,8 +48,8 @@ class Lesson:
         seen: Answer examples too that the teacher may have been trained on.
         code_width: Numbers in each code; None: no codes.
         code_bits: Of each number.
-        code_of: What codes keep: of the "user", what examples of one user share (if the data set names users by its
-            group); or as much as they can of an "example".
+        code_of: What codes keep: as much as they can of an "example"; or of the "user", what examples of one user
+            share (if the data set names users by its group).
         anchor: A log whose code space is kept, by a teacher that was refreshed. (In a log that others have begun it is
             kept in any case.)
     """
@@ -59,7 +59,7 @@ class Lesson:
     seen: bool = False
     code_width: int | None = None
     code_bits: int = 8
-    code_of: str = "user"
+    code_of: str = "example"
     anchor: Path | None = None
 
 
