@@ -92,6 +92,23 @@ def test_every_model_serves_every_day_and_goes_on_from_the_day_before(
     assert last["transfer/answered"] == 1
 
 
+def test_a_model_can_wait_until_labels_have_come(configs: Path, tmp_path: Path) -> None:
+    """It serves every day, is trained once on each day, `wait_days` later, and knows the labels of that morning."""
+    students = {"alone": {"wait_days": 1}, "feed": CYCLE["students"]["feed"] | {"wait_days": 1}}
+    teacher = CYCLE["teacher"] | {"wait_days": 1, "every": 1}
+    served = runner_of(configs, tmp_path, students=students, teacher=teacher).run()
+    for name in ("alone", "feed", "gem"):
+        runs = [(s.day, load_run(s.run.path, load_registry()).model.run.data) for s in served if s.model == name]
+        assert [day for day, _ in runs] == [6, 7, 8]
+        assert [data.train_days for _, data in runs] == [(4, 5), (5, 6), (6, 7)]
+        assert all((data.labels_as_of, data.test_days) == (day, (day, day + 1)) for day, data in runs)
+    (folder,) = tmp_path.glob("log-*")
+    rows, snapshot = TeacherLog.open(folder).rows()
+    assert (rows.timestamp > snapshot).all()
+    with pytest.raises(GemkitError, match="after 2 days of waiting no day is left"):
+        runner_of(configs, tmp_path, students={"alone": {"wait_days": 2}})
+
+
 def test_a_refreshed_teacher_goes_on_in_its_code_space(configs: Path, whole: tuple[list[Served], Path]) -> None:
     """Its readouts moved: what it writes is encoded by a map of its own, to the codes that the first one left."""
     (folder,) = whole[1].glob("log-*")

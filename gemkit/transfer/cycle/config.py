@@ -19,6 +19,7 @@ class TeacherConfig(Config):
 
     words: tuple[str, ...] = option((), "Words of its runs, after the cycle's `base`.")
     every: int = option(1, "Days between its updates; each then takes all days since the last.", ge=1)
+    wait_days: int = option(0, "Days that pass before a day is trained on: labels that come late are there then.", ge=0)
     codes: int | None = option(
         None, "Numbers in the codes that it leaves; null: none, or 32 where one reads them.", ge=1
     )
@@ -36,6 +37,7 @@ class StudentConfig(Config):
     learns: Any = option(
         None, "What it learns from the GEM: a strategy, a list, or a mapping to options; null: nothing, labels alone."
     )
+    wait_days: int = option(0, "Days that pass before a day is trained on: labels that come late are there then.", ge=0)
 
     def check(self) -> None:
         if self.learns is not None:
@@ -76,3 +78,10 @@ class CycleConfig(Config):
                 where="first_day",
                 allowed=f"more than teacher_days = {self.teacher_days}",
             )
+        for where, model in (("teacher", self.teacher), *((f"students.{n}", s) for n, s in self.students.items())):
+            if self.first_day - model.wait_days <= self.teacher_days:
+                raise GemkitError(
+                    f"after {model.wait_days} days of waiting no day is left to train on before day {self.first_day}",
+                    where=f"{where}.wait_days",
+                    allowed=f"less than first_day - teacher_days = {self.first_day - self.teacher_days}",
+                )

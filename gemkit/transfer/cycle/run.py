@@ -54,10 +54,10 @@ class CycleRunner:
             GemkitError: A word or a strategy is not what it should be; the model is named.
         """
         with naming(GEM):
-            self.units.compose(self._words(GEM, 0, 1), 1, {})
-        for name in self.cycle.students:
+            self.units.compose(self._words(GEM, 0, 1 + self.cycle.teacher.wait_days), 1, {})
+        for name, student in self.cycle.students.items():
             with naming(name):
-                self.units.compose(self._words(name, 0, 1), 1, self._parts(name, "log"))
+                self.units.compose(self._words(name, 0, 1 + student.wait_days), 1, self._parts(name, "log"))
 
     def run(self) -> list[Served]:
         """All days of all seeds.
@@ -72,22 +72,25 @@ class CycleRunner:
     def _one_seed(self, seed: int) -> list[Served]:
         cycle, served = self.cycle, []
         with naming(GEM):
-            gem = self._step(GEM, seed, None, 0, cycle.teacher_days)
+            gem = self._step(GEM, seed, None, 0, cycle.teacher_days + cycle.teacher.wait_days)
         log = self.out / f"log-seed{seed}-{gem.key[:10]}"
         students: dict[str, _State] = {}
-        learned = seen = cycle.teacher_days  # days that students, and the GEM, have been trained on
+        answered = cycle.teacher_days
+        learned = dict.fromkeys([GEM, *cycle.students], cycle.teacher_days)  # the day until which each was trained
         for day in range(cycle.first_day, cycle.first_day + cycle.days):
             with naming(GEM):
-                self._answer(gem, log, learned, day)
+                self._answer(gem, log, answered, day)
+            answered = day
             for name, student in cycle.students.items():
                 with naming(name):
                     teacher = gem if student.learns is not None else None
-                    students[name] = self._step(name, seed, students.get(name), learned, day, log, teacher)
+                    students[name] = self._step(name, seed, students.get(name), learned[name], day, log, teacher)
                 served.append(Served(name, seed, day, students[name].run))
-            learned = day
+                learned[name] = day - student.wait_days
             if (day - cycle.first_day) % cycle.teacher.every == 0:
                 with naming(GEM):
-                    gem, seen = self._step(GEM, seed, gem, seen, day), day
+                    gem = self._step(GEM, seed, gem, learned[GEM], day)
+                learned[GEM] = day - cycle.teacher.wait_days
                 served.append(Served(GEM, seed, day, gem.run))
         return served
 
@@ -97,18 +100,18 @@ class CycleRunner:
         seed: int,
         before: _State | None,
         since: int,
-        until: int,
+        day: int,
         log: Path | None = None,
         teacher: _State | None = None,
     ) -> _State:
-        """A model trained on days `since` until `until`, which then predicts day `until`."""
-        run = self.units.compose(self._words(name, since, until), seed, self._parts(name, str(log)))
+        """A model trained on the days from `since` that are old enough on day `day`, which it then predicts."""
+        run = self.units.compose(self._words(name, since, day), seed, self._parts(name, str(log)))
         learned = [teacher.key, strategies(self.cycle.students[name].learns, "")] if teacher else None
         key = self.units.key(run, before.key if before else None, learned)
         if before is not None:
             run = dataclasses.replace(run, train=dataclasses.replace(run.train, start_from=str(before.run.path)))
-        folder = self.out / name / f"seed{seed}-day{until:02d}-{key[:10]}"
-        return _State(key, self.units.trained(run, folder, f"{name}, seed {seed}, for day {until}"))
+        folder = self.out / name / f"seed{seed}-day{day:02d}-{key[:10]}"
+        return _State(key, self.units.trained(run, folder, f"{name}, seed {seed}, for day {day}"))
 
     def _answer(self, gem: _State, log: Path, since: int, until: int) -> None:
         """The GEM answers days that it has not seen; those that are answered stay."""
@@ -120,12 +123,18 @@ class CycleRunner:
         lesson = Lesson(days=(float(since), float(until)), code_width=width, code_bits=teacher.code_bits)
         teach(gem.run.path, log, lesson, self.units.registry, self.units.progress)
 
-    def _words(self, name: str, since: int, until: int) -> list[str]:
-        """A model's words: trained on some days, tested on the day after. Nothing is held out for choosing."""
-        own = self.cycle.teacher.words if name == GEM else self.cycle.students[name].words
-        days = {"train": (since, until), "valid": (until - 1, until), "test": (until, until + 1)}
-        labels = [f"data.labels_as_of={until}"] if self.cycle.labels == "known" else []
-        return [*self.cycle.base, *own, *(f"data.{split}_days=[{a},{b}]" for split, (a, b) in days.items()), *labels]
+    def _words(self, name: str, since: int, day: int) -> list[str]:
+        """A model's words: trained on some days, tested on `day`. Nothing is held out for choosing."""
+        model = self.cycle.teacher if name == GEM else self.cycle.students[name]
+        until = day - model.wait_days
+        days = {"train": (since, until), "valid": (until - 1, until), "test": (day, day + 1)}
+        labels = [f"data.labels_as_of={day}"] if self.cycle.labels == "known" else []
+        return [
+            *self.cycle.base,
+            *model.words,
+            *(f"data.{split}_days=[{a},{b}]" for split, (a, b) in days.items()),
+            *labels,
+        ]
 
     def _parts(self, name: str, log: str) -> dict[str, Any]:
         """The strategies of a student, which read this log."""
