@@ -4,7 +4,6 @@
     python benchmarks/transfer.py staleness    distillation and the Student Adapter, 0 to 30 days after the teacher
     python benchmarks/transfer.py bias         a teacher whose calibration is 1.3: what reaches the student
     python benchmarks/transfer.py codes        width and bits of the codes
-    python benchmarks/transfer.py refreshed    codes of another teacher from the students' first test day on
 
 A seed is a world of its own, a teacher and students of the same seed. Each run that has finished is kept under --work
 and not run again. The result goes to benchmarks/results/transfer_<suite>.json: every run's test metrics, and the paired
@@ -95,22 +94,8 @@ SUITES: dict[str, dict[str, Any]] = {
             for w, b in ((8, 8), (32, 4), (32, 8), (32, 32), (128, 8), (128, 32))
         },
     },
-    "refreshed": {
-        "alone": transfer(),
-        **{
-            name: transfer("representation", log=log, **{"representation.of": of})
-            for of in ("mean", "newest")
-            for name, log in (
-                (f"{of}: one teacher", "log"),
-                (f"{of}: trained on, anchored", "log-continued"),
-                (f"{of}: trained on, not anchored", "log-continued-loose"),
-                (f"{of}: a new one, anchored", "log-new"),
-                (f"{of}: a new one, not anchored", "log-new-loose"),
-            )
-        },
-    },
 }
-LAGS = {"strategies": (2,), "staleness": (0, 2, 7, 14, 30), "bias": (2,), "codes": (2,), "refreshed": (2,)}
+LAGS = {"strategies": (2,), "staleness": (0, 2, 7, 14, 30), "bias": (2,), "codes": (2,)}
 """Days between the teacher's last one and the students' first."""
 
 FIRST, TRAIN_DAYS, TEST_DAYS = 14, 7, 3
@@ -118,9 +103,6 @@ FIRST, TRAIN_DAYS, TEST_DAYS = 14, 7, 3
 
 FROZEN = {"staleness": (12, 5, 2)}
 """Suite -> the day at which one teacher is frozen for all lags, so that the students' first day moves; their days."""
-
-NEW_SEED = 100
-"""What a teacher that is new has more than its seed: other first weights."""
 
 LONGER = {"staleness": ("data.days=50", "data.examples_per_user=107")}
 """Suite -> words of a world that has room for it, with as many impressions a day."""
@@ -133,12 +115,11 @@ def days(first: int, train_days: int, test_days: int) -> list[str]:
     return [f"data.{name}_days=[{a},{b}]" for name, (a, b) in pairs.items()]
 
 
-def run(words: Sequence[str], seed: int, folder: Path, root: Path, model_seed: int | None = None) -> Path:
+def run(words: Sequence[str], seed: int, folder: Path, root: Path) -> Path:
     """The run folder of these words, after those of the world; it is trained unless it is there."""
     done = sorted(folder.glob("*/metrics.json"))
     if not done:
-        seeds = [f"seed={seed if model_seed is None else model_seed}", f"data.seed={seed}"]
-        fixed = [*seeds, f"data.root={root}", f"runs={folder}"]
+        fixed = [f"seed={seed}", f"data.seed={seed}", f"data.root={root}", f"runs={folder}"]
         train(compose([*WORLD, *words, *fixed], load_registry()), load_registry(), progress=Progress(quiet=True))
         done = sorted(folder.glob("*/metrics.json"))
     return done[0].parent
@@ -157,14 +138,6 @@ def one_seed(suite: str, seed: int, lag: int, work: Path) -> dict[str, Any]:
         students = own
     teacher = run([*TEACHER, *longer, *days(last - TEACHER_DAYS - 1, TEACHER_DAYS, 1)], seed, own / "teacher", root)
     wanted = {variant["log"] for variant in SUITES[suite].values() if variant["names"]}
-    if suite == "refreshed":
-        test = first + train_days + 1
-        newer = [*TEACHER, *days(test - TEACHER_DAYS - 1, TEACHER_DAYS, 1)]  # which ends where the test begins
-        going_on = [*TEACHER, *days(last, test - 1 - last, 1), f"train.start_from={teacher}"]
-        for name, words, model_seed in (("continued", going_on, seed), ("new", newer, seed + NEW_SEED)):
-            other = run(words, seed, own / f"teacher-{name}", root, model_seed)
-            transfer_logs.refreshed(teacher, other, own / f"log-{name}", (first, test, test + test_days))
-        wanted = {"log"}
     for log in sorted(wanted):
         transfer_logs.answer(teacher, own / log, (first, first + train_days) if suite in FROZEN else None)
     found: dict[str, Any] = {"teacher": facts(teacher)}

@@ -55,24 +55,3 @@ def biased(log: TeacherLog, folder: Path, calibration: float = 1.3) -> None:
     p = (calibration / (1 + np.exp(-rows.logits.astype(np.float64)))).clip(1e-6, 1 - 1e-6)
     fresh = TeacherLog.create(folder, log.tasks, log.data, log.origin, log.space)
     fresh.append(rows._replace(logits=np.log(p / (1 - p)).astype(np.float32)), "biased", "", int(snapshot[0]))
-
-
-def refreshed(teacher: Path, other: Path, log: Path, days: tuple[int, int, int]) -> None:
-    """A log in which one teacher has answered until a day, and another one goes on; and `log`-loose without an anchor.
-
-    Args:
-        days: The first one's first day, the other one's first, and the end.
-    """
-    first, then, end = days
-    teach(teacher, log, Lesson(days=(first, then), code_width=32), load_registry(), Progress(quiet=True))
-    old = TeacherLog.open(log).parts[0].checkpoint
-    teach(other, log, Lesson(days=(then, end)), load_registry(), Progress(quiet=True))
-    loose, own = log.with_name(f"{log.name}-loose"), log.with_name(f"{log.name}-own")
-    if TeacherLog.is_there(loose):
-        return
-    teach(other, own, Lesson(days=(then, end), code_width=32), load_registry(), Progress(quiet=True))
-    mixed, newer = TeacherLog.open(log), TeacherLog.open(own)
-    fresh = TeacherLog.create(log.with_name(f"{log.name}-made"), mixed.tasks, mixed.data, mixed.origin, mixed.space)
-    for source, parts in ((mixed, [p for p in mixed.parts if p.checkpoint == old]), (newer, newer.parts)):
-        fresh.append(source.as_asked(parts), parts[0].teacher, parts[0].checkpoint, parts[0].snapshot_s)
-    fresh.folder.rename(loose)
