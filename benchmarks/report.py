@@ -279,6 +279,9 @@ def _read(name: str) -> Any:
 
 
 WHOLE_TABLES: dict[str, Callable[[], str]] = {
+    "adsworld_conversions": lambda: report_transfer.cycle(_read("adsworld_conversions/report")),
+    "adsworld_verticals": lambda: report_transfer.graph(_read("adsworld_verticals/report"), report_transfer.VERTICALS),
+    "movielens1m_ages": lambda: report_transfer.graph(_read("movielens1m_ages/report"), report_transfer.AGES),
     "robustness": robustness,
     "data": data,
     "interaction_speed": interaction_speed,
@@ -294,8 +297,11 @@ WHOLE_TABLES: dict[str, Callable[[], str]] = {
     "plan_measured": lambda: report_parallel.planned(_read("plan_measured")),
     "kernels_h100": lambda: report_kernels.kernels(_read("kernels_h100")),
     "plan_wukong": plan_wukong,
+    "refreshed_codes": lambda: report_transfer.refreshed(_read("refreshed_codes")),
     "surfaces": lambda: report_transfer.worlds(_read("surfaces")),
     "transfer_bias": lambda: report_transfer.transfer(_read("transfer_bias"), with_cost=False),
+    "transfer_codes": lambda: report_transfer.codes(_read("transfer_codes")),
+    "transfer_staleness": lambda: report_transfer.staleness(_read("transfer_staleness")),
     "transfer_strategies": lambda: report_transfer.transfer(_read("transfer_strategies")),
     "wukong_gpu": lambda: report_kernels.wukong_gpu(_read("wukong_gpu")),
 }

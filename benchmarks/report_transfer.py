@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
+from gemkit.transfer.cycle.report import markdown as cycle_markdown
 from gemkit.transfer.graph.report import Interval, markdown
+
+AGES = [
+    *((f"from{age}_suite", f"from{age}_distilled") for age in ("18", "25", "35")),
+    ("from25_codes", "from25_distilled"),
+    ("from25_distilled_codes", "from25_codes"),
+    ("from25_suite", "from25_distilled_codes"),
+]
+VERTICALS = [("hierarchical", "direct"), ("both", "direct"), ("both", "hierarchical")]
+"""Pairs of a graph's nodes that are compared."""
 
 
 def transfer(report: Any, with_cost: bool = True) -> str:
@@ -120,6 +131,64 @@ def against(report: Any, pairs: Sequence[tuple[str, str]]) -> str:
             cells.append(str(Interval.of([x - y for x, y in zip(a, b, strict=True)])))
         lines.append(f"| {first}, {second} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def codes(report: Any) -> str:
+    """Widths and bits against the student alone, and against each other."""
+    pairs = [
+        ("32 numbers of 8 bits", "32 numbers of 32 bits"),
+        ("32 numbers of 4 bits", "32 numbers of 32 bits"),
+        ("8 numbers of 8 bits", "32 numbers of 8 bits"),
+        ("128 numbers of 8 bits", "32 numbers of 8 bits"),
+    ]
+    return transfer(report, with_cost=False) + "\n" + against(report, pairs)
+
+
+def refreshed(report: Any) -> str:
+    """Students that read codes of one teacher, or of another one from their first test day on."""
+    lines = [
+        f"{len(report['seeds'])} seeds; differences are from one teacher, codes read in the same way",
+        "",
+        "| | NE | difference | AUC | calibration |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in report["variants"].items():
+        difference = row["ne"].get("difference")
+        shown = f"{difference['mean']:+.4f} ± {difference['ci95']:.4f}" if difference else "-"
+        lines.append(
+            f"| {name} | {row['ne']['mean']:.4f} ± {row['ne']['sd']:.4f} | {shown} | {row['auc']['mean']:.4f} "
+            f"| {row['calibration']['mean']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def staleness(report: Any) -> str:
+    """Each strategy by the teacher's age, and what the adapter is worth against distillation."""
+    pairs = [
+        ("adapter to the serving head", "distill"),
+        ("adapter to the serving head, gated", "distill"),
+        ("adapter to an auxiliary head", "auxiliary_head"),
+        ("auxiliary_head", "distill"),
+    ]
+    return by_lag(report) + "\n" + against(report, pairs)
+
+
+def cycle(report: Any) -> str:
+    """A cycle's own table, and paired differences over all days between its students."""
+    lines = [cycle_markdown(report), "| | difference in NE, mean over days | in calibration |", "|---|---|---|"]
+    models = report["models"]
+    for first, second in (("delayed_feedback", "naive"), ("taught", "delayed_feedback")):
+        cells = []
+        for metric in ("ne", "calibration"):
+            one, two = (_means_by_seed(models[name]["days"], metric) for name in (first, second))
+            cells.append(str(Interval.of([x - y for x, y in zip(one, two, strict=True)])))
+        lines.append(f"| {first} minus {second} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _means_by_seed(days: dict[str, Any], metric: str) -> list[float]:
+    rows = [day["by_seed"][metric] for day in days.values()]
+    return [mean(values) for values in zip(*rows, strict=True)]
 
 
 def _ages(lags: Sequence[Any]) -> str:

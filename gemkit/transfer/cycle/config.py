@@ -78,10 +78,12 @@ class CycleConfig(Config):
                 where="first_day",
                 allowed=f"more than teacher_days = {self.teacher_days}",
             )
-        for where, model in (("teacher", self.teacher), *((f"students.{n}", s) for n, s in self.students.items())):
-            if self.first_day - model.wait_days <= self.teacher_days:
+        waits = {"teacher": self.teacher.wait_days}
+        waits |= {f"students.{name}": student.wait_days for name, student in self.students.items()}
+        for where, wait_days in waits.items():
+            if self.first_day - wait_days <= self.teacher_days:
                 raise GemkitError(
-                    f"after {model.wait_days} days of waiting no day is left to train on before day {self.first_day}",
+                    f"after {wait_days} days of waiting no day is left to train on before day {self.first_day}",
                     where=f"{where}.wait_days",
                     allowed=f"less than first_day - teacher_days = {self.first_day - self.teacher_days}",
                 )
