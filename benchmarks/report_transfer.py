@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-from gemkit.transfer.cycle.report import markdown as cycle_markdown
 from gemkit.transfer.graph.report import Interval, markdown
 
 AGES = [
@@ -17,6 +16,12 @@ AGES = [
 ]
 VERTICALS = [("hierarchical", "direct"), ("both", "direct"), ("both", "hierarchical")]
 """Pairs of a graph's nodes that are compared."""
+CYCLE_PAIRS = {
+    "naive_waits": "naive",
+    "delayed_feedback": "naive",
+    "delayed_feedback_waits": "delayed_feedback",
+    "taught": "delayed_feedback_waits",
+}
 
 
 def transfer(report: Any, with_cost: bool = True) -> str:
@@ -174,15 +179,24 @@ def staleness(report: Any) -> str:
 
 
 def cycle(report: Any) -> str:
-    """A cycle's own table, and paired differences over all days between its students."""
-    lines = [cycle_markdown(report), "| | difference in NE, mean over days | in calibration |", "|---|---|---|"]
+    """Means over days of every model of a cycle, and paired differences over seeds from another one."""
     models = report["models"]
-    for first, second in (("delayed_feedback", "naive"), ("taught", "delayed_feedback")):
-        cells = []
-        for metric in ("ne", "calibration"):
-            one, two = (_means_by_seed(models[name]["days"], metric) for name in (first, second))
-            cells.append(str(Interval.of([x - y for x, y in zip(one, two, strict=True)])))
-        lines.append(f"| {first} minus {second} | {' | '.join(cells)} |")
+    lines = [
+        f"`{report['task']}`, {report['seeds']} seeds, means over days; NE is relative to the label rate of the days "
+        "that a model was last trained on",
+        "",
+        "| | NE | calibration | difference in NE | in calibration |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in models.items():
+        cells = ["-", "-"]
+        if other := CYCLE_PAIRS.get(name):
+            cells = []
+            for metric in ("ne", "calibration"):
+                one, two = (_means_by_seed(models[model]["days"], metric) for model in (name, other))
+                cells.append(str(Interval.of([x - y for x, y in zip(one, two, strict=True)])))
+            cells[0] += f" from {other}"
+        lines.append(f"| {name} | {found['ne']:.4f} | {found['calibration']:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
