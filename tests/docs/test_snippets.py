@@ -34,9 +34,10 @@ AT_LEAST = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working folder; plugins that a page installs are forgotten afterwards."""
+    """A working folder with the examples alone; plugins that a page installs are forgotten afterwards."""
     here = tmp_path / "page"
     here.mkdir()
+    (here / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "path", [*sys.path])
     modules = set(sys.modules)
