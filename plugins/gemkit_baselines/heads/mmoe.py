@@ -23,7 +23,7 @@ class MMoEHeadConfig(BinaryHeadConfig):
     width_field: ClassVar[str | None] = "expert_hidden"
 
     name: str = "mmoe"
-    num_experts: int = option(8, "Experts, which all tasks share.", ge=2)
+    num_experts: int = option(8, "Experts, which all tasks share.", ge=2, le=1024)
     expert_hidden: tuple[int, ...] = option((64,), "Widths of each expert, a ReLU after each.", ge=1, filled=True)
     tower_hidden: tuple[int, ...] = option((64,), "Hidden widths of each task's tower; empty: a linear map.", ge=1)
     dropout: float = option(0.0, "After each hidden layer.", ge=0, lt=1)

@@ -24,9 +24,9 @@ class PLEHeadConfig(BinaryHeadConfig):
     width_field: ClassVar[str | None] = "expert_hidden"
 
     name: str = "ple"
-    num_levels: int = option(2, "Levels of extraction; 1 is the paper's CGC.", ge=1)
-    num_task_experts: int = option(2, "Experts of each task's own, in each level.", ge=1)
-    num_shared_experts: int = option(2, "Experts that all tasks share, in each level.", ge=1)
+    num_levels: int = option(2, "Levels of extraction; 1 is the paper's CGC.", ge=1, le=64)
+    num_task_experts: int = option(2, "Experts of each task's own, in each level.", ge=1, le=1024)
+    num_shared_experts: int = option(2, "Experts that all tasks share, in each level.", ge=1, le=1024)
     expert_hidden: tuple[int, ...] = option((64,), "Widths of each expert, a ReLU after each.", ge=1, filled=True)
     tower_hidden: tuple[int, ...] = option((64,), "Hidden widths of each task's tower; empty: a linear map.", ge=1)
     dropout: float = option(0.0, "After each hidden layer.", ge=0, lt=1)
