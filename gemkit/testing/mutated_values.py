@@ -138,7 +138,8 @@ def long_text(rng: random.Random, target: Target) -> tuple[Any, bool] | None:
 
 def foreign_text(rng: random.Random, target: Target) -> tuple[Any, bool]:
     text = rng.choice(("größe", "数据", "🙂", "a b", "a\tb", "../..", "~", "\x1b[31m", "\u202e", "-", "%s{0}", "null "))
-    return _in_place(target, text), str not in target.types or bool(target.field.metadata.get("choices"))
+    takes_text = str in target.types or str in typing.get_args(target.types[0])  # itself, or in a list
+    return _in_place(target, text), not takes_text or bool(target.field.metadata.get("choices"))
 
 
 def no_text(rng: random.Random, target: Target) -> tuple[Any, bool]:
