@@ -40,7 +40,7 @@ def transfer(report: Any, with_cost: bool = True) -> str:
         for name, entry in variants.items():
             ne = entry["test"]["ne"]
             difference = ne.get("difference_from_alone")
-            shown = f"{difference['mean']:+.4f} ± {difference['ci95']:.4f}" if difference else "-"
+            shown = _shown(difference) if difference else "-"
             ratio = f"{difference['mean'] / baseline['mean']:.1f}x" if difference and baseline else "-"
             flops = entry["flops_per_example"]
             cells = (
@@ -112,11 +112,7 @@ def by_lag(report: Any) -> str:
         for one in lags:
             test = one["variants"][name]["test"]
             difference = test["ne"].get("difference_from_alone")
-            shown = (
-                f"{difference['mean']:+.4f} ± {difference['ci95']:.4f}"
-                if difference
-                else f"NE {test['ne']['mean']:.4f} ± {test['ne']['sd']:.4f}"
-            )
+            shown = _shown(difference) if difference else f"NE {test['ne']['mean']:.4f} ± {test['ne']['sd']:.4f}"
             cells.append(f"{shown}<br>{test['calibration']['mean']:.3f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -159,7 +155,7 @@ def refreshed(report: Any) -> str:
     ]
     for name, row in report["variants"].items():
         difference = row["ne"].get("difference")
-        shown = f"{difference['mean']:+.4f} ± {difference['ci95']:.4f}" if difference else "-"
+        shown = _shown(difference) if difference else "-"
         lines.append(
             f"| {name} | {row['ne']['mean']:.4f} ± {row['ne']['sd']:.4f} | {shown} | {row['auc']['mean']:.4f} "
             f"| {row['calibration']['mean']:.3f} |"
@@ -203,6 +199,10 @@ def cycle(report: Any) -> str:
 def _means_by_seed(days: dict[str, Any], metric: str) -> list[float]:
     rows = [day["by_seed"][metric] for day in days.values()]
     return [mean(values) for values in zip(*rows, strict=True)]
+
+
+def _shown(difference: dict[str, float]) -> str:
+    return f"{difference['mean']:+.4f} ± {difference['ci95']:.4f}"
 
 
 def _ages(lags: Sequence[Any]) -> str:

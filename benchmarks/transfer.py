@@ -16,7 +16,6 @@ import argparse
 import concurrent.futures
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -146,7 +145,7 @@ def one_seed(suite: str, seed: int, lag: int, work: Path) -> dict[str, Any]:
         if variant["names"]:
             words += [f"transfer=[{','.join(variant['names'])}]", f"transfer.log={own / variant['log']}"]
             words += [f"transfer.parts.{key}={value}" for key, value in variant["options"].items()]
-        found[name] = facts(run(words, seed, students / re.sub("[ ,:]+", "_", name), root))
+        found[name] = facts(run(words, seed, students / name.replace(" ", "_").replace(",", ""), root))
     return found
 
 
