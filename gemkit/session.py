@@ -34,6 +34,7 @@ from gemkit.registry import Registry
 from gemkit.runs import checkpoint
 from gemkit.runs.checkpoint import Stored
 from gemkit.runs.folder import RunFolder
+from gemkit.runs.freed_memory import keep_freed_memory
 from gemkit.runs.keeping import BEST
 from gemkit.runs.progress import Progress
 
@@ -306,6 +307,7 @@ def load_run(path: Path, registry: Registry, schema: Schema | None = None) -> Lo
     tensors, state = checkpoint.load(file)
     backend: ParallelBackend = registry.build("parallel", run.parallel).alone()
     backend.launch(run)
+    keep_freed_memory(backend.fabric.device)
     schema = schema or from_mapping(Schema, state["schema"])
     model = build_model(run, schema, registry, backend)
     if run.transfer is not None:

@@ -30,6 +30,7 @@ from gemkit.nn.init import init_parameters
 from gemkit.registry import Registry
 from gemkit.runs.balance import LoadBalance
 from gemkit.runs.clock import Clock
+from gemkit.runs.freed_memory import keep_freed_memory
 from gemkit.runs.opening import open_folder
 from gemkit.runs.predictions import save_predictions
 from gemkit.runs.progress import Bar, Progress
@@ -114,6 +115,7 @@ class Training:
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.backend: ParallelBackend = registry.build("parallel", run.parallel)
         self.backend.launch(run)
+        keep_freed_memory(self.backend.fabric.device)
         self.first = self.backend.rank == 0
         progress.quiet |= not self.first
         seed_rng(run.seed + self.backend.rank)
