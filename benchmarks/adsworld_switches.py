@@ -1,7 +1,7 @@
 """Each effect of the synthetic ads world alone, with a plain model that can see it and one that cannot.
 
     python benchmarks/adsworld_switches.py            # all switches, five worlds each
-    python benchmarks/adsworld_switches.py order pair --seeds 1 2 3
+    python benchmarks/adsworld_switches.py order pair # these rows again; the others of the stored file stay
     python benchmarks/adsworld_switches.py --table    # the table of docs/adsworld.md, from the stored file
     python benchmarks/adsworld_switches.py --speed    # measures only the generator's speed and memory, into the file
 
@@ -66,6 +66,10 @@ SWITCHES: dict[str, tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]
         ("topics of the newest 20 events x ad's topic", {"bag": "topic newest 20"}),
         ("the same x plan", {"bag": "topic newest 20", "by_plan": True}),
     ),
+    "event_pair_x_user": (
+        ("topics and surfaces of the newest 20 events, apart, x ad's topic x plan", {"bag": "apart", "by_plan": True}),
+        ("topics by surface x ad's topic x plan", {"bag": "topic by surface newest 20", "by_plan": True}),
+    ),
     "shared": (("without the content vector", {}), ("one weight vector on the content", {"content": 1})),
     "private": (
         ("one weight vector on the content", {"content": 1}),
@@ -110,9 +114,12 @@ def _block(world: World, block: int) -> dict[str, np.ndarray]:
     table = example_block(world, block)
     span = 1 << 34
     end = np.searchsorted(events.owner * span + events.time_s, seen.owner * span + seen.time_s)
-    start, topics = events.starts[seen.owner], world.config.num_topics
+    start, topics, surfaces = events.starts[seen.owner], world.config.num_topics, len(world.surface_names)
+    topic, about = world.item_topic[events.item], events.item >= 0
     kinds = {
-        "topic": (np.where(events.item >= 0, world.item_topic[events.item], -1), topics),
+        "topic": (np.where(about, topic, -1), topics),
+        "surface": (np.where(about, events.surface, -1), surfaces),
+        "topic by surface": (np.where(about, topic * surfaces + events.surface, -1), topics * surfaces),
         "intent": (
             np.where(events.intent >= 0, (events.stream - SEARCH).astype(np.int64) * topics + events.intent, -1),
             (len(STREAMS) - SEARCH) * topics,
@@ -126,10 +133,11 @@ def _block(world: World, block: int) -> dict[str, np.ndarray]:
         one_hot[rows + 1, codes[rows]] = 1
         summed = np.cumsum(one_hot, axis=0, dtype=np.float32)
         for window, length in WINDOWS.items():
-            if name == "topic" and length > 20:
+            if name not in ("intent", "stream") and length > 20:
                 continue
             counts = summed[end] - summed[np.maximum(start, end - length)]
             found[f"{name} {window}"] = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    found["apart"] = np.concatenate([found["topic newest 20"], found["surface newest 20"]], axis=1)
     steps = np.flatnonzero(np.isin(events.stream, (RESEARCH, COMPARE, PRICE_CHECK)))
     newest = np.searchsorted(steps, end) - 1
     newest_event = steps[np.maximum(newest, 0)]
@@ -306,7 +314,7 @@ def speeds() -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("switches", nargs="*", help=", ".join(SWITCHES))
+    parser.add_argument("switches", nargs="*", help=f"rows to measure again, of {', '.join(SWITCHES)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--table", action="store_true", help="print the stored table")
     parser.add_argument("--speed", action="store_true", help="measure only the generator's speed")
@@ -320,22 +328,23 @@ def main() -> None:
         print(json.dumps(report["speed"], indent=2))
         return
     torch.set_num_threads(1)
-    report = {
-        "seeds": options.seeds,
-        "world": SIZE,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "switches": {},
-    }
+    setting = {"seeds": options.seeds, "world": SIZE, "torch": torch.__version__, "machine": platform.machine()}
+    report: dict[str, Any] = {**setting, "switches": {}}
+    if unknown := set(options.switches) - set(SWITCHES):
+        parser.error(f"no switch is called {', '.join(sorted(unknown))}; there are {', '.join(SWITCHES)}")
+    if options.switches:
+        stored = json.loads(RESULT.read_text(encoding="utf-8"))
+        if any(stored[key] != value for key, value in setting.items()):
+            parser.error(f"{RESULT.name} was measured otherwise: a selection cannot stand beside it; run all switches")
+        report = stored
     for switch in options.switches or SWITCHES:
         begin = time.perf_counter()
         report["switches"][switch] = summary(switch, [measure(switch, seed) for seed in options.seeds])
         print(table({"switches": {switch: report["switches"][switch]}}).splitlines()[-1], flush=True)
         print(f"{time.perf_counter() - begin:.0f} s", flush=True)
-    if options.switches:
-        print("a selection is printed, not stored")
-        return
-    report["speed"] = speeds()
+    report["switches"] = {switch: report["switches"][switch] for switch in SWITCHES if switch in report["switches"]}
+    if not options.switches:
+        report["speed"] = speeds()
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(RESULT)
 

@@ -19,6 +19,7 @@ EFFECTS = (
     "ancient_events",
     "order",
     "event_x_user",
+    "event_pair_x_user",
     "shared",
     "private",
     "drift",
@@ -74,6 +75,9 @@ class AdsWorldConfig(DataConfig):
     ancient_events: float = strength(0.4, "topic of follows that are not among the newest 200 events.")
     order: float = strength(0.4, "which way the last journey went: the order of its events.")
     event_x_user: float = strength(0.4, "as interest, but opposite for the two values of `plan`.")
+    event_pair_x_user: float = strength(
+        0.0, "as event_x_user, but opposite for events of different surfaces: each event's topic and surface together."
+    )
     shared: float = strength(0.4, "a direction of the content vector, alike on all surfaces.")
     private: float = strength(0.4, "another direction, with weights that differ in sign between surfaces.")
     drift: float = strength(0.4, "the ad's topic, with weights that turn over the days.")

@@ -13,6 +13,9 @@ Every effect is a signal of about variance 1 over the impressions, times its str
 * ``order``: +1 if the user's last journey went from research over comparing to the price, -1 if it was the other way
   round, 0 before the first. Both ways hold the same events.
 * ``event_x_user``: as ``interest``, times +1 or -1 by the user's `plan`.
+* ``event_pair_x_user``: 7.3 times the mean, over the newest 20 events, of the same cosine times a weight of the event's
+  surface; times +1 or -1 by the user's `plan`. The weights are those of ``private``. Which topics these events have and
+  on which surfaces they stand does not tell it: it takes which topic stands on which surface. Of no effect with one.
 * ``shared``: the noise of the content vector (which is 2 x the topic's centre + noise) along a hidden direction.
 * ``private``: the noise along a second direction, times a weight of the surface; the weights have mean 0 over surfaces,
   so that a weight which all share says nothing. Of no effect with one surface.
@@ -37,6 +40,7 @@ from gemkit_adsworld.events import FOLLOW, RECENT, SEARCH, Events, Users
 from gemkit_adsworld.world import DAY_S, START_S, World
 
 INTEREST_SCALE = 2.5
+EVENT_PAIR_SCALE = 7.3
 CONVERSION_SHARE = 0.5
 DRIFT_PERIOD_DAYS = 28.0
 WEEKEND = 2 / 7
@@ -64,7 +68,8 @@ def signals(world: World, users: Users, events: Events, seen: Impressions) -> di
     advertiser = world.item_advertiser[item]
     age, device = world.signs["age"][users.age[owner]], world.signs["device"][users.device[owner]]
     form, price = world.signs["format"][world.item_format[item]], world.signs["price"][world.item_price[item]]
-    interest = _interest(world, events, seen, angle)
+    interest = INTEREST_SCALE * _near(world, events, seen, angle, np.ones_like(world.surface_sign))
+    plan = np.where(users.plan[owner] == 0, 1.0, -1.0)
     since_s = seen.time_s - START_S
     hour, weekend = since_s % DAY_S / 3600, since_s // DAY_S % 7 >= 5
     return {
@@ -74,7 +79,8 @@ def signals(world: World, users: Users, events: Events, seen: Impressions) -> di
         "old_events": _has(users, events, SEARCH)[owner] * _cosine(world, users.search_topic[owner], angle),
         "ancient_events": _has(users, events, FOLLOW)[owner] * _cosine(world, users.follow_topic[owner], angle),
         "order": _last_journey(world, events, seen),
-        "event_x_user": interest * np.where(users.plan[owner] == 0, 1.0, -1.0),
+        "event_x_user": interest * plan,
+        "event_pair_x_user": EVENT_PAIR_SCALE * plan * _near(world, events, seen, angle, world.surface_sign),
         "shared": world.item_shared[item],
         "private": world.item_private[item] * world.surface_sign[surface],
         "drift": np.sqrt(2) * np.cos(angle - 2 * np.pi * since_s / (DRIFT_PERIOD_DAYS * DAY_S)),
@@ -102,9 +108,10 @@ def probabilities(world: World, seen: Impressions, parts: dict[str, np.ndarray])
     return _sigmoid(click), _sigmoid(conversion)
 
 
-def _interest(world: World, events: Events, seen: Impressions, angle: np.ndarray) -> np.ndarray:
+def _near(world: World, events: Events, seen: Impressions, angle: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Mean over the newest events of how near their topics are to the ad's, each times the weight of its surface."""
     theta = world.angle[world.item_topic[events.item]]
-    about = events.item >= 0
+    about = (events.item >= 0) * weight[events.surface]
     end = np.searchsorted(_key(world, events.owner, events.time_s), _key(world, seen.owner, seen.time_s))
     start = np.maximum(end - RECENT, events.starts[seen.owner])
     count = np.maximum(end - start, 1)
@@ -112,7 +119,7 @@ def _interest(world: World, events: Events, seen: Impressions, angle: np.ndarray
     for part, ad in ((np.cos(theta) * about, np.cos(angle)), (np.sin(theta) * about, np.sin(angle))):
         summed = np.concatenate([[0.0], np.cumsum(part)])
         total += (summed[end] - summed[start]) / count * ad
-    return INTEREST_SCALE * total
+    return total
 
 
 def _last_journey(world: World, events: Events, seen: Impressions) -> np.ndarray:

@@ -302,6 +302,24 @@ def test_the_same_history_means_the_opposite_for_the_other_plan(block: Block) ->
     assert np.allclose(found["event_x_user"][plan == 1], -found["interest"][plan == 1])
 
 
+def test_which_topic_stands_on_which_surface(block: Block) -> None:
+    """A naive mean over the newest 20; neither the topics alone nor the surfaces alone say anything."""
+    world, found = block.world, block.signals()
+    angle, signal = world.angle[world.item_topic], found["event_pair_x_user"]
+    plan = block.users.plan[block.seen.owner]
+    for number in range(0, len(block.end), 37):
+        start, end = max(block.first[number], block.end[number] - 20), block.end[number]
+        item, surface = block.events.item[start:end], block.events.surface[start:end]
+        near = np.cos(angle[item] - angle[block.seen.item[number]]) * world.surface_sign[surface]
+        sign = 1 if plan[number] == 0 else -1
+        assert signal[number] == pytest.approx(7.3 * sign * near[item >= 0].sum() / (end - start), abs=1e-9)
+    assert signal.std() == pytest.approx(1, abs=0.15)
+    for other in ("interest", "event_x_user"):
+        assert abs(np.corrcoef(signal, found[other])[0, 1]) < 0.1
+    alone = Block(dataclasses.replace(SMALL, num_surfaces=1)).signals()["event_pair_x_user"]
+    assert (alone == 0).all()
+
+
 def explained(signal: np.ndarray, *codes: np.ndarray) -> float:
     """Share of the variance that the means by the codes together explain, less what chance would."""
     group = np.unique(np.stack(codes, axis=1), axis=0, return_inverse=True)[1].ravel()
