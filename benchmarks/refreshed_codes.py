@@ -25,6 +25,7 @@ from once import ROOT, trained
 
 from gemkit.registry import load_registry
 from gemkit.runs.progress import Progress
+from gemkit.transfer.codes import Coding
 from gemkit.transfer.log import TeacherLog
 from gemkit.transfer.teach import Lesson, teach
 
@@ -43,7 +44,7 @@ FIRST, THEN, END = 135, 213, 250
 """Days: the students' first, the other teacher's first, and the end."""
 OTHER_SEED = 100
 """What is added to the seed of a new teacher."""
-CODES = 32
+CODES = Coding(32, 8, "example")
 KINDS = {
     "one teacher": "one",
     "trained on, anchored": "trained_on",
@@ -76,9 +77,9 @@ def one_seed(seed: int, work: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def answer(teacher: Path, log: Path, first: int, end: int, width: int | None) -> None:
-    """What a teacher says about the group's examples of these days; with no width, in the space that the log has."""
-    lesson = Lesson(days=(first, end), surfaces=(GROUP,), code_width=width)
+def answer(teacher: Path, log: Path, first: int, end: int, coding: Coding | None) -> None:
+    """What a teacher says about the group's examples of these days; without a coding, in the space that the log has."""
+    lesson = Lesson(days=(first, end), surfaces=(GROUP,), coding=coding)
     teach(teacher, log, lesson, load_registry(), Progress(quiet=True))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gemkit.registry import load_registry
 from gemkit.runs.progress import Progress
-from gemkit.transfer.codes import CodeSpace
+from gemkit.transfer.codes import CodeSpace, Coding
 from gemkit.transfer.log import TeacherLog
 from gemkit.transfer.teach import Lesson, teach
 
@@ -30,12 +30,12 @@ def answer(teacher: Path, log: Path, window: tuple[int, int] | None) -> None:
             answer(teacher, log.with_name(f"log-{WIDEST}"), window)
             narrower(TeacherLog.open(log.with_name(f"log-{WIDEST}")), log, width, bits)
         return
-    lesson = Lesson(code_width=32) if window is None else Lesson(days=window)
+    lesson = Lesson(coding=Coding(32, 8, "example")) if window is None else Lesson(days=window)
     if kind == "user":
-        lesson = Lesson(code_width=32, code_of="user")
+        lesson = Lesson(coding=Coding(32, 8, "user"))
     elif kind == WIDEST:
         width, bits = (int(number) for number in WIDEST.split("x"))
-        lesson = Lesson(code_width=width, code_bits=bits)
+        lesson = Lesson(coding=Coding(width, bits, "example"))
     teach(teacher, log, lesson, load_registry(), Progress(quiet=True))
 
 
@@ -43,7 +43,7 @@ def narrower(log: TeacherLog, folder: Path, width: int, bits: int) -> None:
     """The log that `teach` would have written with fewer numbers of fewer bits: the first directions are the same."""
     assert log.space is not None
     old = log.space
-    space = CodeSpace(old.mean, old.matrix[:, :width].copy(), old.shift[:width].copy(), bits)
+    space = CodeSpace(old.mean, old.matrix[:, :width].copy(), old.shift[:width].copy(), bits, old.of)
     rows, snapshot = log.rows()
     fresh = TeacherLog.create(folder, log.tasks, log.data, log.origin, space)
     fresh.append(rows._replace(code=space.pack(old.unpack(rows.code)[:, :width])), "narrower", "", int(snapshot[0]))

@@ -60,15 +60,14 @@ def run(args: argparse.Namespace) -> int:
         raise GemkitError("--codes beside --anchor, whose codes have their own width", where="--codes", fix="name one")
     days = _days(args.days)
     from gemkit.registry import load_registry
+    from gemkit.transfer.codes import Coding
     from gemkit.transfer.teach import Lesson, teach
 
     lesson = Lesson(
         days=days,
         surfaces=tuple(filter(None, args.surfaces.split(","))),
         seen=args.seen,
-        code_width=args.codes,
-        code_bits=args.bits,
-        code_of=args.codes_of,
+        coding=None if args.codes is None else Coding(args.codes, args.bits, args.codes_of),
         anchor=args.anchor,
     )
     taught = teach(args.run_folder, args.log, lesson, load_registry())

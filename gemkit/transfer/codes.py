@@ -13,11 +13,26 @@ from gemkit.errors import GemkitError
 from gemkit.runs.files import replacing
 
 BITS = (4, 8, 32)
+KEEPS = ("example", "user")
 LIMITS = {4: 2.5, 8: 4.0}
 """Largest number of a code in steps of its deviation: about where rounding and clipping of normal values cost the
 same."""
 
 RIDGE = 1e-3
+
+
+class Coding(NamedTuple):
+    """Codes, as somebody asks for them.
+
+    Attributes:
+        width: Numbers in a code.
+        bits: Of each number as it is stored: one of BITS.
+        of: What codes keep, one of KEEPS: as much as they can of an "example", or what examples of one "user" share.
+    """
+
+    width: int
+    bits: int
+    of: str
 
 
 class CodeSpace(NamedTuple):
@@ -28,17 +43,24 @@ class CodeSpace(NamedTuple):
         matrix: (R, K) float32.
         shift: (K,) float32, added at the end; 0 unless the space was anchored.
         bits: Of each number as it is stored: 4, 8, or 32 (a float).
+        of: What it keeps: that of an "example" (`fit`), or of the "user" (`fit_users`).
     """
 
     mean: np.ndarray
     matrix: np.ndarray
     shift: np.ndarray
     bits: int
+    of: str
 
     @property
     def width(self) -> int:
         """K."""
         return int(self.matrix.shape[1])
+
+    @property
+    def coding(self) -> Coding:
+        """What somebody who wants such codes asks for."""
+        return Coding(self.width, self.bits, self.of)
 
     @property
     def num_bytes(self) -> int:
@@ -82,7 +104,7 @@ class CodeSpace(NamedTuple):
             save_file({n: np.ascontiguousarray(a, np.float32) for n, a in arrays.items()}, temporary)
 
     @classmethod
-    def load(cls, path: Path, width: int, bits: int) -> CodeSpace:
+    def load(cls, path: Path, width: int, bits: int, of: str) -> CodeSpace:
         """What `save` wrote.
 
         Raises:
@@ -95,7 +117,7 @@ class CodeSpace(NamedTuple):
                 raise ValueError("its shapes do not fit")
         except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
             raise GemkitError(f"cannot read the codes' space: {error}", where=str(path), fix="teach anew") from error
-        return cls(**found, bits=bits)
+        return cls(**found, bits=bits, of=of)
 
 
 def fit(readouts: np.ndarray, width: int, bits: int) -> CodeSpace:
@@ -111,7 +133,7 @@ def fit(readouts: np.ndarray, width: int, bits: int) -> CodeSpace:
     """
     wide = _wide_enough(readouts, width)
     centred = wide - wide.mean(axis=0)
-    return _space(wide, _leading(_covariance(centred), width), bits)
+    return _space(wide, _leading(_covariance(centred), width), bits, "example")
 
 
 def fit_users(readouts: np.ndarray, users: np.ndarray, width: int, bits: int) -> CodeSpace:
@@ -141,7 +163,7 @@ def fit_users(readouts: np.ndarray, users: np.ndarray, width: int, bits: int) ->
     np.add.at(sums, owner, centred)
     others = np.maximum(counts - 1, 1)  # with how many each example makes a pair: a user weighs as its examples do
     pairs = (sums / others[:, None]).T @ sums - (centred / others[owner][:, None]).T @ centred
-    return _space(wide, _leading(pairs / often.sum(), width), bits)
+    return _space(wide, _leading(pairs / often.sum(), width), bits, "user")
 
 
 def _wide_enough(readouts: np.ndarray, width: int) -> np.ndarray:
@@ -168,15 +190,16 @@ def _leading(covariance: np.ndarray, width: int) -> np.ndarray:
     return directions
 
 
-def _space(wide: np.ndarray, directions: np.ndarray, bits: int) -> CodeSpace:
+def _space(wide: np.ndarray, directions: np.ndarray, bits: int, of: str) -> CodeSpace:
     """Projections on directions, each scaled to deviation 1 on the examples."""
     mean = wide.mean(axis=0)
     deviations = ((wide - mean) @ directions).std(axis=0)
     matrix = directions / np.maximum(deviations, 1e-5 * deviations.max() + 1e-30)
-    return CodeSpace(mean.astype(np.float32), matrix.astype(np.float32), np.zeros(matrix.shape[1], np.float32), bits)
+    shift = np.zeros(matrix.shape[1], np.float32)
+    return CodeSpace(mean.astype(np.float32), matrix.astype(np.float32), shift, bits, of)
 
 
-def anchored(readouts: np.ndarray, codes: np.ndarray, bits: int) -> CodeSpace:
+def anchored(readouts: np.ndarray, codes: np.ndarray, bits: int, of: str) -> CodeSpace:
     """The space that maps another teacher's readouts as near as it can to existing codes of the same examples.
 
     Ridge regression: a refreshed teacher goes on in the code space that students have learned to read.
@@ -189,4 +212,4 @@ def anchored(readouts: np.ndarray, codes: np.ndarray, bits: int) -> CodeSpace:
     gram = centred.T @ centred
     gram += np.eye(len(gram)) * (RIDGE * np.trace(gram) / len(gram) + 1e-12)
     matrix = np.linalg.solve(gram, centred.T @ (codes - shift))
-    return CodeSpace(mean.astype(np.float32), matrix.astype(np.float32), shift.astype(np.float32), bits)
+    return CodeSpace(mean.astype(np.float32), matrix.astype(np.float32), shift.astype(np.float32), bits, of)

@@ -24,10 +24,10 @@ from gemkit.data import storage
 from gemkit.data.fetch import sha256_of
 from gemkit.errors import GemkitError, did_you_mean
 from gemkit.runs.files import replacing, write_text
-from gemkit.transfer.codes import BITS, CodeSpace
+from gemkit.transfer.codes import BITS, KEEPS, CodeSpace
 
 INDEX, CODE, PARTS = "log.json", "code.safetensors", "parts"
-FORMAT, VERSION = "gemkit-teacher-log", 1
+FORMAT, VERSION = "gemkit-teacher-log", 2
 LOGIT, CODE_COLUMN = "_logit_", "_code"
 NO_SNAPSHOT = 2**62
 """Snapshot of a teacher that may have been trained on what it answers."""
@@ -136,9 +136,9 @@ class TeacherLog:
                     raise ValueError(f"{part.file}: rows and snapshot are no numbers")
             space, code = None, index["code"]
             if code is not None:
-                if code["bits"] not in BITS or not isinstance(code["width"], int):
+                if code["bits"] not in BITS or code["of"] not in KEEPS or not isinstance(code["width"], int):
                     raise ValueError(f"codes are {code}")
-                space = CodeSpace.load(folder / CODE, code["width"], code["bits"])
+                space = CodeSpace.load(folder / CODE, code["width"], code["bits"], code["of"])
             return cls(folder, tasks, str(index["data"]), str(index["origin"]), space, parts)
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(folder, f"{type(error).__name__} {error}") from error
@@ -228,7 +228,7 @@ class TeacherLog:
     def _write_index(self) -> None:
         index = {
             **{"format": FORMAT, "version": VERSION, "tasks": self.tasks, "data": self.data, "origin": self.origin},
-            "code": {"width": self.space.width, "bits": self.space.bits} if self.space else None,
+            "code": self.space.coding._asdict() if self.space else None,
             "parts": [part._asdict() for part in self.parts],
         }
         write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")

@@ -25,7 +25,7 @@ from gemkit.runs.lock import locked
 from gemkit.runs.progress import Progress
 from gemkit.session import LoadedRun, load_run, reading_of, to_device
 from gemkit.transfer import codes
-from gemkit.transfer.codes import CodeSpace
+from gemkit.transfer.codes import CodeSpace, Coding
 from gemkit.transfer.log import Part, Rows, TeacherLog
 
 PART_ROWS = 65_536
@@ -46,10 +46,7 @@ class Lesson:
         days: First and last day (excluded) of the examples; None: all that are newer than the teacher.
         surfaces: Only examples on these; empty: on those that the teacher was trained on.
         seen: Answer examples too that the teacher may have been trained on.
-        code_width: Numbers in each code; None: no codes.
-        code_bits: Of each number.
-        code_of: What codes keep: as much as they can of an "example"; or of the "user", what examples of one user
-            share (if the data set names users by its group).
+        coding: Codes that are wanted; None: none, or those that the log has.
         anchor: A log whose code space is kept, by a teacher that was refreshed. (In a log that others have begun it is
             kept in any case.)
     """
@@ -57,9 +54,7 @@ class Lesson:
     days: tuple[float, float] | None = None
     surfaces: tuple[str, ...] = ()
     seen: bool = False
-    code_width: int | None = None
-    code_bits: int = 8
-    code_of: str = "example"
+    coding: Coding | None = None
     anchor: Path | None = None
 
 
@@ -143,7 +138,7 @@ def _open_log(folder: Path, lesson: Lesson, loaded: LoadedRun, data: Dataset, pr
     tasks = data.schema.task_names
     if not TeacherLog.is_there(folder):
         space = None
-        if lesson.code_width is not None or lesson.anchor is not None:
+        if lesson.coding is not None or lesson.anchor is not None:
             space = _code_space(lesson, loaded, data, progress)
         return TeacherLog.create(folder, tasks, data.schema.name, data.origin, space)
     log = TeacherLog.open(folder)
@@ -154,11 +149,11 @@ def _open_log(folder: Path, lesson: Lesson, loaded: LoadedRun, data: Dataset, pr
     ):
         if here != there:
             raise GemkitError(f"the log is of another {what}", where=str(folder), allowed=there, fix="name a new log")
-    wanted = lesson.code_width
     if lesson.anchor is not None and log.space is None:
         raise GemkitError("the log has no codes", where="--anchor", allowed="no codes", fix="name a new log")
-    if wanted is not None and (log.space is None or (log.space.width, log.space.bits) != (wanted, lesson.code_bits)):
-        found = f"{log.space.width} numbers of {log.space.bits} bits" if log.space else "no codes"
+    there_is = log.space.coding if log.space else None
+    if lesson.coding not in (None, there_is):
+        found = "{} numbers of {} bits, of the {}".format(*there_is) if there_is else "no codes"
         raise GemkitError("the log has other codes", where="--codes", allowed=found, fix="name a new log")
     return log
 
@@ -166,17 +161,24 @@ def _open_log(folder: Path, lesson: Lesson, loaded: LoadedRun, data: Dataset, pr
 def _code_space(lesson: Lesson, loaded: LoadedRun, data: Dataset, progress: Progress) -> CodeSpace:
     """
     Raises:
-        GemkitError: The anchor has no codes, or no example of this data set.
+        GemkitError: The anchor has no codes, or no example of this data set; or users have no names.
     """
     if lesson.anchor is None:
-        assert lesson.code_width is not None
+        assert lesson.coding is not None
+        width, bits, of = lesson.coding
+        if of == "user" and data.schema.group is None:
+            raise GemkitError(
+                f"codes of users, and the data set '{data.schema.name}' does not say whose an example is",
+                where="--codes-of",
+                fix="--codes-of example",
+            )
         rows = data.split("train")
         count = min(FIT_ROWS, FIT_NUMBERS // loaded.model.dense.readout.width)
         newest = np.sort(rows[np.argsort(data.columns[storage.TIMESTAMP][rows], kind="stable")[-count:]])
         readouts = _readouts(loaded, data, newest, progress)
-        if lesson.code_of == "example" or data.schema.group is None:
-            return codes.fit(readouts, lesson.code_width, lesson.code_bits)
-        return codes.fit_users(readouts, data.columns[storage.GROUP][newest], lesson.code_width, lesson.code_bits)
+        if of == "example":
+            return codes.fit(readouts, width, bits)
+        return codes.fit_users(readouts, data.columns[storage.GROUP][newest], width, bits)
     anchor = TeacherLog.open(lesson.anchor)
     if anchor.space is None or anchor.origin != data.origin:
         problem = "has no codes" if anchor.space is None else "is of another build of the data set"
@@ -195,7 +197,8 @@ def _anchored(
     ids = np.asarray(data.columns[storage.EXAMPLE_ID])
     order = np.argsort(ids, kind="stable")
     rows = order[np.searchsorted(ids[order], known.example_id[newest])]
-    return codes.anchored(_readouts(loaded, data, rows, progress), log.space.unpack(known.code[newest]), log.space.bits)
+    readouts, known_codes = _readouts(loaded, data, rows, progress), log.space.unpack(known.code[newest])
+    return codes.anchored(readouts, known_codes, log.space.bits, log.space.of)
 
 
 def _readouts(loaded: LoadedRun, data: Dataset, rows: np.ndarray, progress: Progress) -> np.ndarray:

@@ -19,8 +19,8 @@ from gemkit.runs.folder import CONFIG, METRICS, RunFolder
 from gemkit.runs.progress import Progress
 from gemkit.session import open_dataset
 from gemkit.train import train
-
-DEFAULT_CODES = 32
+from gemkit.transfer.codes import Coding
+from gemkit.transfer.coding import CodingConfig
 
 
 class Units:
@@ -59,10 +59,10 @@ class Units:
         """Whether a strategy has an option of this name: `log`, or `teacher`."""
         return option in {f.name for f in dataclasses.fields(self.registry.get("transfer", strategy).config)}
 
-    def default_codes(self, strategies: Iterable[str]) -> int | None:
-        """Numbers in the codes that a teacher leaves for these strategies, where nobody says; None: they read none."""
-        read = any(getattr(self.registry.get("transfer", name).cls, "reads_codes", False) for name in strategies)
-        return DEFAULT_CODES if read else None
+    def coding(self, teacher: CodingConfig, strategies: Iterable[str]) -> Coding | None:
+        """The codes that a teacher leaves for students that learn by these strategies; None: none."""
+        blocks = [self.registry.get("transfer", name).cls for name in strategies]
+        return teacher.coding(any(getattr(block, "reads_codes", False) for block in blocks))
 
     def key(self, run: RunConfig, *learned: Any) -> str:
         """What the result of a run depends on: its config, its data, and what else is named. No path is part of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from gemkit.cli.main import main
 from gemkit.config.build import load_run_config
 from gemkit.config.fields import from_mapping
+from gemkit.config.run import RunConfig
 from gemkit.data import storage
 from gemkit.errors import GemkitError
 from gemkit.registry import load_registry
@@ -188,6 +190,23 @@ def test_nothing_is_done_twice(
     assert numbers(runner_of(configs, whole[1]).run()) == numbers(whole[0])
     with pytest.raises(AssertionError, match="trained again"):  # a change does reach its model
         runner_of(configs, whole[1], students={**CYCLE["students"], "alone": {"words": ["optimizer.lr=0.01"]}}).run()
+
+
+def test_other_codes_are_another_log_for_other_students(
+    configs: Path, whole: tuple[list[Served], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(whole[1], tmp_path / "copy")
+    trained: list[str] = []
+
+    def first(run: RunConfig, *args: Any) -> None:
+        trained.append(Path(run.runs).parent.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(units, "train", first)
+    with pytest.raises(KeyboardInterrupt):
+        runner_of(configs, out, teacher={**CYCLE["teacher"], "codes": 2}).run()
+    assert trained == ["feed"]
+    assert {TeacherLog.open(log).space.width for log in out.glob("log-*")} == {2, 3}  # type: ignore[union-attr]
 
 
 def test_the_report_is_over_days(whole: tuple[list[Served], Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gemkit.testing.teaching import write_log
 from gemkit.train import train
 from gemkit.transfer import codes
 from gemkit.transfer import teach as teaching
+from gemkit.transfer.codes import Coding
 from gemkit.transfer.log import INDEX, TeacherLog
 from gemkit.transfer.teach import Lesson, teach
 
@@ -78,7 +80,8 @@ def change(folder: Path, **values: Any) -> None:
         ({"sha256": "0"}, "has changed since"),
         ({"rows": 3}, "not as log.json says"),
         ({"tasks": ["click", "pay"]}, "_logit_pay"),
-        ({"code": {"width": 9, "bits": 8}}, "its shapes do not fit"),
+        ({"code": {"width": 9, "bits": 8, "of": "example"}}, "its shapes do not fit"),
+        ({"code": {"width": 4, "bits": 8, "of": "shop"}}, "codes are"),
         ({"code": {"width": 4, "bits": 7}}, "codes are"),
         ({"snapshot_s": "now"}, "no numbers"),
         ({"parts": 3}, "TypeError"),
@@ -136,7 +139,7 @@ def test_a_teacher_that_is_killed_goes_on(
     gem: tuple[Path, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = gem
-    lesson = Lesson(code_width=3, code_bits=4)
+    lesson = Lesson(coding=Coding(3, 4, "example"))
     whole = teach(run, tmp_path / "whole", lesson, load_registry(), silent())
     monkeypatch.setattr(teaching, "PART_ROWS", 25)
     append, appended = TeacherLog.append, []
@@ -210,9 +213,21 @@ def test_the_command(gem: tuple[Path, Dataset], tmp_path: Path, capsys: pytest.C
         (["--days", "3"], "--days is '3'"),
         (["--bits", "5"], "--bits is 5"),
         (["--codes", "3"], "the log has other codes"),
+        (["--codes", "2", "--bits", "4", "--codes-of", "user"], "2 numbers of 4 bits, of the example"),
     ):
         assert main(["teach", str(gem[0]), "--log", log, *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_codes_of_users_need_to_know_whose_an_example_is(gem: tuple[Path, Dataset]) -> None:
+    loaded = load_run(gem[0], load_registry())
+    data = loaded.open_dataset(load_registry(), silent())
+    lesson = Lesson(coding=Coding(2, 8, "user"))
+    space = teaching._code_space(lesson, loaded, data, silent())
+    assert space.coding == lesson.coding
+    data.schema = dataclasses.replace(data.schema, group=None)
+    with pytest.raises(GemkitError, match="does not say whose an example is"):
+        teaching._code_space(lesson, loaded, data, silent())
 
 
 # --- codes --------------------------------------------------------------------------------------------------
@@ -256,7 +271,7 @@ def test_an_anchored_teacher_writes_the_old_codes() -> None:
     rng = np.random.default_rng(3)
     turned = (x @ rng.normal(size=(12, 12)) + rng.normal(size=12)).astype(np.float32)
     old = codes.fit(x, 3, 32)
-    new = codes.anchored(turned[:2000], old.encode(x[:2000]), 32)
+    new = codes.anchored(turned[:2000], old.encode(x[:2000]), 32, "example")
     own = codes.fit(turned, 3, 32)
     held_out, wanted = turned[2000:], old.encode(x[2000:])
     assert np.corrcoef(new.encode(held_out).ravel(), wanted.ravel())[0, 1] > 0.995

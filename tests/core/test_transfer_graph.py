@@ -138,14 +138,17 @@ def test_only_what_a_change_reaches_is_trained_again(place: tuple[Path, float], 
 def test_a_student_that_reads_codes_later_makes_its_teacher_answer_again_and_not_train(
     place: tuple[Path, float], tmp_path: Path
 ) -> None:
-    def graph(learned: str) -> GraphConfig:
-        return graph_of(place[1], gem={"at": (0.0, 0.4)}, vm={"at": (0.4, 1.0), "teachers": {"gem": learned}})
+    def graph(learned: str, **gem: Any) -> GraphConfig:
+        return graph_of(place[1], gem={"at": (0.0, 0.4), **gem}, vm={"at": (0.4, 1.0), "teachers": {"gem": learned}})
 
     plain = runner_of(graph("distill"), place, tmp_path).run()
     coded = runner_of(graph("representation"), place, tmp_path).run()
     assert plain[0].run == coded[0].run and plain[0].log != coded[0].log
     assert [t.log and t.log.name for t in (plain[0], coded[0])] == ["log", "log-32x8"]
     assert plain[-1].run != coded[-1].run
+    users = runner_of(graph("representation", codes_of="user"), place, tmp_path).run()
+    assert users[0].run == coded[0].run and users[0].log and users[0].log.name == "log-32x8-user"
+    assert users[-1].run != coded[-1].run
 
 
 def keys_of(runner: GraphRunner) -> dict[str, str]:

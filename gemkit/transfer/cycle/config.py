@@ -7,26 +7,20 @@ from typing import Any
 
 from gemkit.config.fields import Config, option
 from gemkit.errors import GemkitError
-from gemkit.transfer.graph.config import check_bits, check_name, strategies
+from gemkit.transfer.coding import CodingConfig
+from gemkit.transfer.graph.config import check_name, strategies
 
 GEM = "gem"
 """How files and reports call the teacher."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherConfig(Config):
+class TeacherConfig(CodingConfig):
     """The GEM of a cycle."""
 
     words: tuple[str, ...] = option((), "Words of its runs, after the cycle's `base`.")
     every: int = option(1, "Days between its updates; each then takes all days since the last.", ge=1)
     wait_days: int = option(0, "Days that pass before a day is trained on: labels that come late are there then.", ge=0)
-    codes: int | None = option(
-        None, "Numbers in the codes that it leaves; null: none, or 32 where one reads them.", ge=1
-    )
-    code_bits: int = option(8, "Of each number of a code: 4, 8 or 32.")
-
-    def check(self) -> None:
-        check_bits(self.code_bits)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

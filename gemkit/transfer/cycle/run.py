@@ -3,7 +3,7 @@
     OUT/
         gem/seed1-day07-3f2ac09b1d/      the GEM after day 6: it has seen days 0 to 6
         feed/seed1-day08-9c01.../        the student that serves day 8; metrics.json has its metrics of that day
-        log-seed1-77b0c1d2e3/            what the GEM said, day by day
+        log-32x8-seed1-77b0c1d2e3/       what the GEM said, day by day, here with codes of 32 numbers of 8 bits
         report.json  report.md  days.svg
 
 The order of a day d: students serve it (with what they learned until d-1), then its labels are there, as far as they
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemkit.runs.folder import RunFolder
+from gemkit.transfer.codes import Coding
+from gemkit.transfer.coding import log_name
 from gemkit.transfer.cycle.config import GEM, CycleConfig
 from gemkit.transfer.graph.config import strategies
-from gemkit.transfer.log import TeacherLog
 from gemkit.transfer.teach import Lesson, teach
 from gemkit.transfer.units import Units, naming
 
@@ -59,6 +60,12 @@ class CycleRunner:
             with naming(name):
                 self.units.compose(self._words(name, 0, 1 + student.wait_days), 1, self._parts(name, "log"))
 
+    @property
+    def coding(self) -> Coding | None:
+        """The codes that the GEM leaves; None: none."""
+        learned = [part["name"] for name in self.cycle.students for part in self._parts(name, "log").values()]
+        return self.units.coding(self.cycle.teacher, learned)
+
     def run(self) -> list[Served]:
         """All days of all seeds.
 
@@ -73,7 +80,7 @@ class CycleRunner:
         cycle, served = self.cycle, []
         with naming(GEM):
             gem = self._step(GEM, seed, None, 0, cycle.teacher_days + cycle.teacher.wait_days)
-        log = self.out / f"log-seed{seed}-{gem.key[:10]}"
+        log = self.out / f"{log_name(self.coding)}-seed{seed}-{gem.key[:10]}"
         students: dict[str, _State] = {}
         answered = cycle.teacher_days
         learned = dict.fromkeys([GEM, *cycle.students], cycle.teacher_days)  # the day until which each was trained
@@ -106,7 +113,7 @@ class CycleRunner:
     ) -> _State:
         """A model trained on the days from `since` that are old enough on day `day`, which it then predicts."""
         run = self.units.compose(self._words(name, since, day), seed, self._parts(name, str(log)))
-        learned = [teacher.key, strategies(self.cycle.students[name].learns, "")] if teacher else None
+        learned = [teacher.key, self.coding, strategies(self.cycle.students[name].learns, "")] if teacher else None
         key = self.units.key(run, before.key if before else None, learned)
         if before is not None:
             run = dataclasses.replace(run, train=dataclasses.replace(run.train, start_from=str(before.run.path)))
@@ -115,12 +122,7 @@ class CycleRunner:
 
     def _answer(self, gem: _State, log: Path, since: int, until: int) -> None:
         """The GEM answers days that it has not seen; those that are answered stay."""
-        teacher = self.cycle.teacher
-        learned = [part["name"] for name in self.cycle.students for part in self._parts(name, str(log)).values()]
-        width = teacher.codes or self.units.default_codes(learned)
-        if TeacherLog.is_there(log):
-            width = None  # it has what it has
-        lesson = Lesson(days=(float(since), float(until)), code_width=width, code_bits=teacher.code_bits)
+        lesson = Lesson(days=(float(since), float(until)), coding=self.coding)
         teach(gem.run.path, log, lesson, self.units.registry, self.units.progress)
 
     def _words(self, name: str, since: int, day: int) -> list[str]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from gemkit.config.fields import Config, option, shown
 from gemkit.errors import GemkitError, did_you_mean
-from gemkit.transfer.codes import BITS
+from gemkit.transfer.coding import CodingConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NodeConfig(Config):
+class NodeConfig(CodingConfig):
     """One model of a graph."""
 
     words: tuple[str, ...] = option((), "Words of its run, as for `gemkit train`; they come after the graph's `base`.")
@@ -22,13 +22,9 @@ class NodeConfig(Config):
         "Teacher node -> what is learned from it: a strategy, a list of them, or a mapping from strategies to options.",
     )
     alone: bool = option(True, "Also train it without teachers, to say what they are worth.")
-    codes: int | None = option(
-        None, "Numbers in the codes that it leaves for its students; null: none, or 32 where one reads them.", ge=1
-    )
-    code_bits: int = option(8, "Of each number of a code: 4, 8 or 32.")
 
     def check(self) -> None:
-        check_bits(self.code_bits)
+        super().check()
         for teacher, value in self.teachers.items():
             strategies(value, f"teachers.{teacher}")
 
@@ -56,15 +52,6 @@ class GraphConfig(Config):
                         fix=did_you_mean(str(teacher), self.nodes),
                     )
         in_order(self)
-
-
-def check_bits(bits: int) -> None:
-    """
-    Raises:
-        GemkitError: Codes cannot have numbers of so many bits.
-    """
-    if bits not in BITS:
-        raise GemkitError(f"code_bits = {bits}", where="code_bits", allowed=", ".join(map(str, BITS)))
 
 
 def check_name(name: str, where: str) -> None:

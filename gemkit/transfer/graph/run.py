@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from gemkit.config.run import RunConfig
 from gemkit.runs.files import write_text
 from gemkit.runs.folder import RunFolder
+from gemkit.transfer.codes import Coding
+from gemkit.transfer.coding import log_name
 from gemkit.transfer.graph.config import GraphConfig, in_order, strategies
 from gemkit.transfer.teach import Lesson, teach
 from gemkit.transfer.units import Units, naming
@@ -99,20 +101,18 @@ class GraphRunner:
     def key(self, name: str, run: RunConfig, teachers: dict[str, Trained]) -> str:
         """What the result of a node depends on: its config, its data, what it learns, and from whom."""
         node = self.graph.nodes[name]
-        learned = {t: [one.key, self.codes(t), strategies(node.teachers[t], "")] for t, one in teachers.items()}
+        learned = {t: [one.key, self.coding(t), strategies(node.teachers[t], "")] for t, one in teachers.items()}
         return self.units.key(run, learned)
 
-    def codes(self, teacher: str) -> tuple[int, int] | None:
-        """Numbers and bits of the codes that a node leaves for its students; None: none."""
-        node = self.graph.nodes[teacher]
+    def coding(self, teacher: str) -> Coding | None:
+        """The codes that a node leaves for its students; None: none."""
         learned = [
             options.get("name", strategy)
             for student in self.graph.nodes.values()
             if teacher in student.teachers
             for strategy, options in strategies(student.teachers[teacher], "").items()
         ]
-        width = node.codes or self.units.default_codes(learned)
-        return None if width is None else (width, node.code_bits)
+        return self.units.coding(self.graph.nodes[teacher], learned)
 
     def _trained(self, name: str, seed: int, teachers: dict[str, Trained], alone: bool) -> Trained:
         run = self.config(name, seed, dict(teachers))
@@ -121,16 +121,14 @@ class GraphRunner:
         done = self.units.trained(run, folder, f"{name}{', alone' if alone else ''}, seed {seed}")
         log = None
         if not alone and any(name in node.teachers for node in self.graph.nodes.values()):
-            codes = self.codes(name)
-            log = folder / ("log" if codes is None else "log-{}x{}".format(*codes))
+            log = folder / log_name(self.coding(name))
         return Trained(name, seed, alone, key, folder, done, log)
 
     def _taught(self, trained: Trained) -> Trained:
         """Writes the log of a node that somebody learns from; a marker beside its parts says that it is complete."""
         if trained.log is None or (trained.log / TAUGHT).is_file():
             return trained
-        width, bits = self.codes(trained.node) or (None, 8)
-        lesson = Lesson(code_width=width, code_bits=bits)
+        lesson = Lesson(coding=self.coding(trained.node))
         taught = teach(trained.run.path, trained.log, lesson, self.units.registry, self.units.progress)
         write_text(trained.log / TAUGHT, json.dumps(taught._asdict()) + "\n")
         return trained
