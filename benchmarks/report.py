@@ -1,4 +1,4 @@
-"""Writes the tables of docs/results.md and docs/plan.md from benchmarks/results/*.json.
+"""Writes the tables of docs/results.md, docs/plan.md and README.md from benchmarks/results/*.json.
 
 python benchmarks/report.py          rewrite the pages
 python benchmarks/report.py --check  exit 1 if a page and the files disagree
@@ -17,10 +17,11 @@ import report_history
 import report_kernels
 import report_memory
 import report_parallel
+import report_readme
 import report_transfer
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "docs" / name for name in ("results.md", "plan.md")]
+PAGES = [ROOT / name for name in ("docs/results.md", "docs/plan.md", "README.md")]
 RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(r"(<!-- table (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STUDY = re.compile(r"(<!-- study (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -289,12 +290,14 @@ WHOLE_TABLES: dict[str, Callable[[], str]] = {
     "history_speed_step": history_speed_step,
     "start_speed": start_speed,
     "embedding_speed": lambda: report_memory.embedding_speed(_read("embedding_speed")),
+    "freed_memory": lambda: report_memory.freed_memory(_read("freed_memory")),
     "late_labels": lambda: report_transfer.worlds(_read("late_labels")),
     "long_history": lambda: report_history.long_history(_read("long_history")),
     "memory": lambda: report_memory.memory(_read("memory")),
     "parallel_kills": lambda: report_parallel.kills(_read("parallel_kills")),
     "parallel_speed": lambda: report_parallel.speed(_read("parallel_speed")),
     "plan_measured": lambda: report_parallel.planned(_read("plan_measured")),
+    "findings": lambda: rows_of(("", "found", "on"), report_readme.findings(_read)),
     "kernels_h100": lambda: report_kernels.kernels(_read("kernels_h100")),
     "plan_wukong": plan_wukong,
     "refreshed_codes": lambda: report_transfer.refreshed(_read("refreshed_codes")),

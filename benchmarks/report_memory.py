@@ -37,6 +37,35 @@ def embedding_speed(report: Any) -> str:
     return _table(header, rows)
 
 
+def freed_memory(report: Any) -> str:
+    """Training with freed memory kept and given back."""
+    header = (
+        "",
+        "examples/s",
+        "kept / given back, by round",
+        "processor time, s",
+        "the kernel's, s",
+        "page faults",
+        "peak memory, MB",
+    )
+    rows = []
+    for experiment, found in report["experiments"].items():
+        for way, facts in found["ways"].items():
+            ratios = sorted(found["kept_over_given_back"]["examples_per_s"])
+            rows.append(
+                (
+                    f"{experiment}: {way}",
+                    f"{facts['examples_per_s']:,.0f}",
+                    f"{ratios[0]:.2f} to {ratios[-1]:.2f}" if way == "kept" else "-",
+                    f"{facts['cpu_s']:.1f}",
+                    f"{facts['kernel_s']:.1f}",
+                    f"{facts['page_faults']:,.0f}",
+                    f"{facts['peak_mb']:,.0f}",
+                )
+            )
+    return _table(header, rows)
+
+
 def memory(report: Any) -> str:
     """Peak memory of a training step by what is kept of its activations."""
     header = ("", "peak, MB", "of all kept", "counted, MB", "of all kept", "recomputed", "time of a step", "losses")
