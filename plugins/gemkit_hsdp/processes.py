@@ -95,7 +95,14 @@ class Processes(ParallelBackend):
                     where=f"parallel.{what}",
                     fix=f"leave it out (parallel.{what}=null), or start as many",
                 )
-        return self.config.devices or here, self.config.num_nodes or nodes
+        wanted_nodes = self.config.num_nodes or nodes
+        if not started and wanted_nodes > 1 and "NODE_RANK" not in os.environ:  # it would wait for ever for the others
+            raise GemkitError(
+                f"parallel.num_nodes = {wanted_nodes}, and nothing says which of the machines this is",
+                where="parallel.num_nodes",
+                fix="start every machine with torchrun or SLURM (docs/cluster.md), or leave num_nodes out",
+            )
+        return self.config.devices or here, wanted_nodes
 
     def all_gather(self, values: Tensor) -> Tensor:
         parts = [torch.empty_like(values) for _ in range(self.world_size)]
