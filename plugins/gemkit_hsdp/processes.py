@@ -96,7 +96,8 @@ class Processes(ParallelBackend):
                     fix=f"leave it out (parallel.{what}=null), or start as many",
                 )
         wanted_nodes = self.config.num_nodes or nodes
-        if not started and wanted_nodes > 1 and "NODE_RANK" not in os.environ:  # it would wait for ever for the others
+        told = {"NODE_RANK", "SLURM_NODEID"} & os.environ.keys()
+        if not started and not told and wanted_nodes > 1:  # it would wait for ever for the others
             raise GemkitError(
                 f"parallel.num_nodes = {wanted_nodes}, and nothing says which of the machines this is",
                 where="parallel.num_nodes",

@@ -13,7 +13,7 @@ LAUNCHERS = ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "SLURM_NTA
 
 def size(monkeypatch: pytest.MonkeyPatch, num_nodes: int | None, **environment: str) -> tuple[int, int]:
     """Processes a machine and machines, on CPUs."""
-    for name in (*LAUNCHERS, "NODE_RANK"):
+    for name in (*LAUNCHERS, "NODE_RANK", "SLURM_NODEID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -32,4 +32,4 @@ def test_what_the_launcher_says_is_believed(monkeypatch: pytest.MonkeyPatch) -> 
     assert size(monkeypatch, None, **torchrun) == size(monkeypatch, 2, **torchrun) == (4, 2)
     with pytest.raises(GemkitError, match=r"num_nodes = 3, and 2 were started"):
         size(monkeypatch, 3, **torchrun)
-    assert size(monkeypatch, 2, NODE_RANK="1") == (1, 2)
+    assert size(monkeypatch, 2, NODE_RANK="1") == size(monkeypatch, 2, SLURM_NODEID="1") == (1, 2)
