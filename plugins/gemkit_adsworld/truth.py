@@ -68,7 +68,8 @@ def signals(world: World, users: Users, events: Events, seen: Impressions) -> di
     advertiser = world.item_advertiser[item]
     age, device = world.signs["age"][users.age[owner]], world.signs["device"][users.device[owner]]
     form, price = world.signs["format"][world.item_format[item]], world.signs["price"][world.item_price[item]]
-    interest = INTEREST_SCALE * _near(world, events, seen, angle, np.ones_like(world.surface_sign))
+    near, near_by_surface = _near(world, events, seen, angle)
+    interest = INTEREST_SCALE * near
     plan = np.where(users.plan[owner] == 0, 1.0, -1.0)
     since_s = seen.time_s - START_S
     hour, weekend = since_s % DAY_S / 3600, since_s // DAY_S % 7 >= 5
@@ -80,7 +81,7 @@ def signals(world: World, users: Users, events: Events, seen: Impressions) -> di
         "ancient_events": _has(users, events, FOLLOW)[owner] * _cosine(world, users.follow_topic[owner], angle),
         "order": _last_journey(world, events, seen),
         "event_x_user": interest * plan,
-        "event_pair_x_user": EVENT_PAIR_SCALE * plan * _near(world, events, seen, angle, world.surface_sign),
+        "event_pair_x_user": EVENT_PAIR_SCALE * plan * near_by_surface,
         "shared": world.item_shared[item],
         "private": world.item_private[item] * world.surface_sign[surface],
         "drift": np.sqrt(2) * np.cos(angle - 2 * np.pi * since_s / (DRIFT_PERIOD_DAYS * DAY_S)),
@@ -108,18 +109,19 @@ def probabilities(world: World, seen: Impressions, parts: dict[str, np.ndarray])
     return _sigmoid(click), _sigmoid(conversion)
 
 
-def _near(world: World, events: Events, seen: Impressions, angle: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Mean over the newest events of how near their topics are to the ad's, each times the weight of its surface."""
+def _near(world: World, events: Events, seen: Impressions, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the newest events of how near their topics are to the ad's; and with each times its surface's sign."""
     theta = world.angle[world.item_topic[events.item]]
-    about = (events.item >= 0) * weight[events.surface]
+    about, sign = events.item >= 0, world.surface_sign[events.surface]
     end = np.searchsorted(_key(world, events.owner, events.time_s), _key(world, seen.owner, seen.time_s))
     start = np.maximum(end - RECENT, events.starts[seen.owner])
     count = np.maximum(end - start, 1)
-    total = np.zeros(len(angle))
+    plain, signed = np.zeros(len(angle)), np.zeros(len(angle))
     for part, ad in ((np.cos(theta) * about, np.cos(angle)), (np.sin(theta) * about, np.sin(angle))):
-        summed = np.concatenate([[0.0], np.cumsum(part)])
-        total += (summed[end] - summed[start]) / count * ad
-    return total
+        for total, values in ((plain, part), (signed, part * sign)):
+            summed = np.concatenate([[0.0], np.cumsum(values)])
+            total += (summed[end] - summed[start]) / count * ad
+    return plain, signed
 
 
 def _last_journey(world: World, events: Events, seen: Impressions) -> np.ndarray:
