@@ -85,25 +85,18 @@ class Processes(ParallelBackend):
         else:
             nodes = int(os.environ["WORLD_SIZE"]) // int(started)
         here = int(started) if started else torch.cuda.device_count() if cuda else 1
+        # Without a launcher Fabric starts as many processes as are wanted here, and would wait for ever for machines.
         for what, wanted, found in (
-            ("devices", self.config.devices, here),
+            ("devices", self.config.devices if started else None, here),
             ("num_nodes", self.config.num_nodes, nodes),
         ):
-            if started and wanted not in (None, found):
+            if wanted not in (None, found):
                 raise GemkitError(
-                    f"parallel.{what} = {wanted}, and {found} were started",
+                    f"parallel.{what} = {wanted}, and {found} {'was' if found == 1 else 'were'} started",
                     where=f"parallel.{what}",
-                    fix=f"leave it out (parallel.{what}=null), or start as many",
+                    fix=f"leave it out (parallel.{what}=null), or start as many, with torchrun or SLURM",
                 )
-        wanted_nodes = self.config.num_nodes or nodes
-        told = {"NODE_RANK", "SLURM_NODEID"} & os.environ.keys()
-        if not started and not told and wanted_nodes > 1:  # it would wait for ever for the others
-            raise GemkitError(
-                f"parallel.num_nodes = {wanted_nodes}, and nothing says which of the machines this is",
-                where="parallel.num_nodes",
-                fix="start every machine with torchrun or SLURM (docs/cluster.md), or leave num_nodes out",
-            )
-        return self.config.devices or here, wanted_nodes
+        return self.config.devices or here, nodes
 
     def all_gather(self, values: Tensor) -> Tensor:
         parts = [torch.empty_like(values) for _ in range(self.world_size)]
