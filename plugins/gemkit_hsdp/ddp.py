@@ -52,6 +52,6 @@ class DataParallel(Processes):
         return model, placed
 
     def clip(self, dense: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-        norm = self.fabric.clip_gradients(dense, optimizer, max_norm=max_norm, error_if_nonfinite=False)  # type: ignore[arg-type]
+        norm = self.fabric.clip_gradients(dense, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         assert norm is not None
         return norm

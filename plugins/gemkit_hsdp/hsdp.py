@@ -89,7 +89,7 @@ class HybridSharded(Processes):
         from torch.distributed.device_mesh import init_device_mesh
 
         world, config = self.world_size, self.config
-        shard = config.dp_shard or world // (config.num_nodes or self._nodes())
+        shard = config.dp_shard or world // self.num_nodes
         for name, parts in (("dp_shard", shard), ("sparse_groups", config.sparse_groups)):
             if world % parts:
                 raise GemkitError(
@@ -151,6 +151,3 @@ class HybridSharded(Processes):
         if self.config.sparse_groups > 1 and step % self.config.sparse_average_every == 0:
             assert isinstance(embeddings, ShardedTables)
             embeddings.average_replicas()
-
-    def _nodes(self) -> int:
-        return self._size(self.fabric.device.type == "cuda")[1]

@@ -54,7 +54,7 @@ class Processes(ParallelBackend):
 
         config = self.config
         cuda = uses_cuda(config.accelerator)
-        devices, nodes = self._size(cuda)
+        devices, self.num_nodes = self._size(cuda)
         backend = config.process_group if config.process_group != "auto" else "nccl" if cuda else "gloo"
         if backend == "nccl" and not cuda:
             raise GemkitError(
@@ -68,7 +68,7 @@ class Processes(ParallelBackend):
         self.fabric = Fabric(
             accelerator="cuda" if cuda else "cpu",
             devices=devices,
-            num_nodes=nodes,
+            num_nodes=self.num_nodes,
             strategy=self.strategy(process_group_backend=backend, timeout=timeout),
             precision=PRECISIONS[run.train.precision],  # type: ignore[arg-type]
         )
@@ -124,7 +124,7 @@ class Processes(ParallelBackend):
         return values / self.world_size
 
     def accumulating(self, dense: nn.Module, more: bool) -> contextlib.AbstractContextManager[None]:
-        return self.fabric.no_backward_sync(dense, enabled=more)  # type: ignore[arg-type, return-value]
+        return self.fabric.no_backward_sync(dense, enabled=more)  # type: ignore[arg-type]
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:

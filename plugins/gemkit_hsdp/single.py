@@ -29,7 +29,8 @@ class SingleConfig(Config):
     accelerator: str = option("auto", "Device.", choices=("auto", "cpu", "cuda"))
     embeddings: str = option(
         "auto",
-        "Tables: FBGEMM's fused ones, PyTorch's, or FBGEMM's if it is installed.",
+        "Tables: FBGEMM's fused ones, or gemkit's own of the same values, in PyTorch; auto: FBGEMM's on a GPU if it is "
+        "installed, else gemkit's own, which are faster on a CPU (docs/results.md).",
         choices=("auto", "fbgemm", "torch"),
     )
     embedding_precision: str = option(
@@ -82,7 +83,14 @@ class SingleConfig(Config):
     @property
     def uses_fbgemm(self) -> bool:
         """Whether the tables are FBGEMM's."""
-        return self.embeddings != "torch" and importlib.util.find_spec("fbgemm_gpu") is not None
+        if self.embeddings == "auto":
+            return self.accelerator != "cpu" and torch.cuda.is_available() and has_fbgemm()
+        return self.embeddings == "fbgemm"
+
+
+def has_fbgemm() -> bool:
+    """Whether FBGEMM is installed."""
+    return importlib.util.find_spec("fbgemm_gpu") is not None
 
 
 @component("parallel", SingleConfig)
@@ -114,7 +122,7 @@ class SingleProcess(ParallelBackend):
         return tables.to(self.fabric.device)
 
     def _tables_kind(self) -> type[LocalTables]:
-        if self.config.embeddings == "fbgemm" and not self.config.uses_fbgemm:
+        if self.config.uses_fbgemm and not has_fbgemm():
             raise GemkitError(
                 "parallel.embeddings = fbgemm, and FBGEMM is not installed",
                 where="parallel.embeddings",
@@ -141,7 +149,7 @@ class SingleProcess(ParallelBackend):
         return model, placed
 
     def clip(self, dense: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-        norm = self.fabric.clip_gradients(dense, optimizer, max_norm=max_norm, error_if_nonfinite=False)  # type: ignore[arg-type]
+        norm = self.fabric.clip_gradients(dense, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         assert norm is not None
         return norm
 

@@ -162,6 +162,9 @@ class TorchTables(LocalTables):
         return dict(zip(self.names, self.squares.split(self.sizes), strict=True))
 
 
+INT32_MAX = torch.iinfo(torch.int32).max
+
+
 class _RowwiseAdagradLookup(torch.autograd.Function):
     """Gathers rows; its backward sums the gradient by row and applies row-wise AdaGrad at once."""
 
@@ -174,9 +177,12 @@ class _RowwiseAdagradLookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        # Stable, so that each sum has its order. A bag holds a row's places: sums without copies of what they add up.
-        in_order, places = ctx.rows.sort(stable=True)
+        # Stable, so that each sum has its order; numbers of 32 bits are sorted in half the time.
+        rows = ctx.rows.int() if ctx.weights.shape[0] <= INT32_MAX else ctx.rows
+        in_order, places = rows.sort(stable=True)
         unique, counts = torch.unique_consecutive(in_order, return_counts=True)
+        unique = unique.long()
+        # A bag holds a row's places: sums without copies of what they add up.
         gradient = F.embedding_bag(places, gradients[0], counts.cumsum(0) - counts, mode="sum")
         squares = torch.linalg.vector_norm(gradient, dim=1).square() / gradient.shape[1]
         squares += ctx.squares.index_select(0, unique)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gemkit_hsdp import single
 
 from gemkit.config.run import OptimizerConfig
 from gemkit.interfaces import EmbeddingTables
@@ -39,3 +40,17 @@ def test_torch_equals_fbgemm(tmp_path: Path) -> None:
     for name, weights in fused.tables().items():
         torch.testing.assert_close(weights, plain.tables()[name], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(fused.optimizer_state()[name], plain.optimizer_state()[name], rtol=1e-5, atol=1e-6)
+
+
+def test_fbgemm_is_chosen_on_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(gpus: bool, installed: bool, **options: str) -> bool:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+        monkeypatch.setattr(single, "has_fbgemm", lambda: installed)
+        return single.SingleConfig(**options).uses_fbgemm
+
+    assert chosen(gpus=True, installed=True)
+    assert not chosen(gpus=True, installed=True, accelerator="cpu")
+    assert not chosen(gpus=True, installed=False)
+    assert not chosen(gpus=False, installed=True)
+    assert chosen(gpus=False, installed=True, embeddings="fbgemm")
+    assert not chosen(gpus=True, installed=True, embeddings="torch")

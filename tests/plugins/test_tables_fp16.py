@@ -169,7 +169,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "fp32, fp16" in str(caught.value.allowed)
     if HAS_FBGEMM:
         with pytest.raises(GemkitError, match="nearest only") as caught:
-            make("auto", tmp_path, embedding_precision="fp16", embedding_rounding="stochastic")
+            make("fbgemm", tmp_path, embedding_precision="fp16", embedding_rounding="stochastic")
         assert "parallel.embeddings=torch" in str(caught.value.fix)
 
 
