@@ -30,7 +30,7 @@ def cpu() -> str:
     import torch
 
     x = torch.randn(64, 64, requires_grad=True)
-    (x @ x).sum().backward()  # type: ignore[no-untyped-call]
+    (x @ x).sum().backward()
     assert x.grad is not None and bool(torch.isfinite(x.grad).all())
     return f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
@@ -65,7 +65,7 @@ def cuda() -> str:
     if not torch.cuda.is_available():
         raise AbsentError(f"torch is built for CUDA {torch.version.cuda}, but sees no GPU; {driver}")
     x = torch.randn(256, 256, device="cuda", requires_grad=True)
-    (x @ x).sum().backward()  # type: ignore[no-untyped-call]
+    (x @ x).sum().backward()
     torch.cuda.synchronize()
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 

@@ -202,7 +202,7 @@ def prefetched(batches: Iterator[Batch], embeddings: EmbeddingTables) -> Iterato
 
 def _copied_ahead(batches: Iterator[Batch], backend: ParallelBackend) -> Iterator[Batch]:
     """Copies on a stream of its own, one batch ahead."""
-    copies = torch.cuda.Stream(backend.fabric.device)  # type: ignore[no-untyped-call]
+    copies = torch.cuda.Stream(backend.fabric.device)
     waiting: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(copies):

@@ -41,7 +41,7 @@ def every_parameter_gets_a_gradient(subject: Subject) -> None:
     if not loss.requires_grad:
         assert not list(module.parameters()), "no parameter takes part in the output"
         return
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, f"{name} gets no gradient"
         assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite"
@@ -54,7 +54,7 @@ def gradients_without_events_are_finite(subject: Subject) -> None:
     loss = weighted_sum(subject.call(module, subject.inputs(module, bench.rows_without_events())))
     assert torch.isfinite(loss), "the output is not finite when all histories are empty"
     if loss.requires_grad:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     for name, parameter in module.named_parameters():
         finite = parameter.grad is None or bool(torch.isfinite(parameter.grad).all())
         assert finite, f"the gradient of {name} is not finite when all histories are empty"
@@ -141,7 +141,7 @@ def _with_gradients(
     output = subject.call(called, inputs)
     loss = weighted_sum(output)
     if loss.requires_grad:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
     return [t.detach() for t in tensors(output)], gradients
 

@@ -44,7 +44,7 @@ def lives_through_its_life_cycle(subject: Subject) -> None:
         assert loss.shape == (), f"the loss has shape {tuple(loss.shape)}, not ()"
         assert torch.isfinite(loss), "the loss is not finite"
         label_loss: Tensor = student.dense.head.loss(outputs.logits, batch)
-        (label_loss + loss).backward()  # type: ignore[no-untyped-call]
+        (label_loss + loss).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -158,7 +158,7 @@ def tables_follow_rowwise_adagrad(subject: Subject) -> None:
         tables.set_lr(lr)
         factors = {key: bench.noise(f"gradient{step}/{key}", len(i), bench.DIM) for key, i in ids.items()}
         looked_up = tables(ids)
-        torch.stack([(looked_up[key] * factor).sum() for key, factor in factors.items()]).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack([(looked_up[key] * factor).sum() for key, factor in factors.items()]).sum().backward()
         for name, weight in weights.items():
             gradient = torch.zeros_like(weight)
             for key, table in schema.feature_tables.items():

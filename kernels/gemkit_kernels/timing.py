@@ -60,7 +60,7 @@ def median_ms(call: Callable[[int], Any], repeats: int = 20, warm_up: int = 3) -
         call(i)
         end.record()
     torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in pairs)
+    return float(statistics.median(start.elapsed_time(end) for start, end in pairs))
 
 
 def step(case: Case, call: Call, inputs: Inputs) -> None:

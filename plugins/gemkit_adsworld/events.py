@@ -155,8 +155,8 @@ def _sorted_uniforms(rng: np.random.Generator, starts: np.ndarray, owner: np.nda
     total = np.concatenate([[0.0], np.cumsum(spacing)])
     base = total[starts[:-1]]
     span = total[starts[1:]] - base + after
-    uniform: np.ndarray = (total[1:] - base[owner]) / span[owner]
-    return np.clip(uniform, 0.0, np.nextafter(1.0, 0.0))
+    uniform: np.ndarray = np.clip((total[1:] - base[owner]) / span[owner], 0.0, np.nextafter(1.0, 0.0))
+    return uniform
 
 
 def _make_journeys(

@@ -141,12 +141,14 @@ def _has(users: Users, events: Events, kind: int) -> np.ndarray:
 
 
 def _cosine(world: World, topic: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    return np.sqrt(2) * np.cos(world.angle[topic] - angle)
+    cosine: np.ndarray = np.sqrt(2) * np.cos(world.angle[topic] - angle)
+    return cosine
 
 
 def _key(world: World, owner: np.ndarray, time_s: np.ndarray) -> np.ndarray:
     """Ascends by user, then by time."""
-    return owner * (1 << 34) + time_s - world.first_s
+    key: np.ndarray = owner * (1 << 34) + time_s - world.first_s
+    return key
 
 
 def _constant(rate: float, variance: float) -> float:
@@ -155,4 +157,5 @@ def _constant(rate: float, variance: float) -> float:
 
 
 def _sigmoid(logit: np.ndarray) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-logit))
+    probability: np.ndarray = 1.0 / (1.0 + np.exp(-logit))
+    return probability

@@ -58,11 +58,13 @@ class World:
         """Times from a day (0: the first of all) to the end, in the order of `uniform` in [0, 1). (n,) int64."""
         low, high = self._busy[from_day * 24], self._busy[-1]
         hours = np.interp(low + uniform * (high - low), self._busy, np.arange(len(self._busy)))
-        return np.minimum((hours * 3600).astype(np.int64), self.total_days * DAY_S - 1) + self.first_s
+        seconds: np.ndarray = np.minimum((hours * 3600).astype(np.int64), self.total_days * DAY_S - 1) + self.first_s
+        return seconds
 
     def day(self, seconds: np.ndarray) -> np.ndarray:
         """Day since the first of all, at most the last."""
-        return np.minimum((seconds - self.first_s) // DAY_S, self.total_days - 1)
+        days: np.ndarray = np.minimum((seconds - self.first_s) // DAY_S, self.total_days - 1)
+        return days
 
     def _make_items(self, rng: np.random.Generator) -> None:
         config = self.config
@@ -95,8 +97,9 @@ class World:
         group = kind * self.config.num_topics + topic
         start, end = self._group_start[group], self._group_end[group, day]
         low, high = self._cumulative[start], self._cumulative[end]
-        found = np.searchsorted(self._cumulative, low + uniform * (high - low), side="right") - 1
-        return np.clip(found, start, end - 1)
+        drawn = np.searchsorted(self._cumulative, low + uniform * (high - low), side="right") - 1
+        found: np.ndarray = np.clip(drawn, start, end - 1)
+        return found
 
     def _make_advertisers(self, rng: np.random.Generator) -> None:
         config = self.config

@@ -31,7 +31,8 @@ class SurfaceBlocks(NamedTuple):
     def pack(self, x: Tensor) -> Tensor:
         """Examples to blocks, with zeros in the free slots. Shape: (B, ...) -> (blocks, BLOCK, ...)."""
         slots = self.owner.shape[0] * BLOCK
-        return x.new_zeros(slots, *x.shape[1:]).index_copy(0, self.slot, x).unflatten(0, (-1, BLOCK))
+        packed = x.new_zeros(slots, *x.shape[1:]).index_copy(0, self.slot, x)
+        return packed.view(self.owner.shape[0], BLOCK, *x.shape[1:])
 
     def unpack(self, blocks: Tensor) -> Tensor:
         """Blocks to examples. Shape: (blocks, BLOCK, ...) -> (B, ...)."""

@@ -143,7 +143,7 @@ class TableRecipe(DataRecipe):
         names = [f.name for f in dataclasses.fields(Source) if f.name not in ("name", *FILES)]
         declared = {name: getattr(config, name) for name in names if hasattr(config, name)}
         declared |= {"user": user, "item": item}
-        titles = {f"{field}_title": paths[0].name for field, paths in files.items() if paths}
+        titles: dict[str, Any] = {f"{field}_title": paths[0].name for field, paths in files.items() if paths}
         return Source(
             name=config.folder_name,
             files={p.name: sha256_of(p) for paths in files.values() for p in paths},

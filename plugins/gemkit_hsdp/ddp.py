@@ -36,7 +36,7 @@ class DataParallel(Processes):
         self.config = config
 
     def strategy(self, **options: Any) -> Any:
-        from lightning.fabric.strategies import DDPStrategy
+        from lightning.fabric.strategies.ddp import DDPStrategy
 
         # A process without examples, at the end of an epoch, leaves parameters out.
         return DDPStrategy(find_unused_parameters=True, **options)

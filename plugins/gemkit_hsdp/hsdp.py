@@ -144,7 +144,8 @@ class HybridSharded(Processes):
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def accumulating(self, dense: nn.Module, more: bool) -> contextlib.AbstractContextManager[None]:
-        dense.module.set_requires_gradient_sync(not more)
+        sharded: Any = dense.module  # an FSDPModule since `place`
+        sharded.set_requires_gradient_sync(not more)
         return contextlib.nullcontext()
 
     def after_step(self, step: int, embeddings: EmbeddingTables) -> None:

@@ -12,6 +12,7 @@ import time
 import uuid
 
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 LOOK_AGAIN_S = 0.5
 
@@ -21,12 +22,12 @@ def join(backend: str, timeout: datetime.timedelta) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(address, port, world, is_master=rank == 0 and not agents, timeout=timeout)
+    store = TCPStore(address, port, world, is_master=rank == 0 and not agents, timeout=timeout)
     name = agreed(store, rank, world, timeout)
-    dist.init_process_group(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=world, timeout=timeout)
+    dist.init_process_group(backend, store=PrefixStore(name, store), rank=rank, world_size=world, timeout=timeout)
 
 
-def agreed(store: dist.Store, rank: int, world: int, timeout: datetime.timedelta) -> str:
+def agreed(store: Store, rank: int, world: int, timeout: datetime.timedelta) -> str:
     """A name that all living processes have, and no dead one had.
 
     The first process writes a name of its own. The others answer to the name that they find with one of their own, and

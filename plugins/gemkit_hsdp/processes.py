@@ -21,7 +21,7 @@ from gemkit_hsdp.devices import PRECISIONS, uses_cuda
 from gemkit_hsdp.meeting import join
 
 if TYPE_CHECKING:
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,10 @@ class ReplicatedTables(TorchTables):
     """
 
     def _lookup(self, ids: Tensor, counts: Sequence[int]) -> Tensor:
-        rows: Tensor = _Lookup.apply(self.anchor, self.weights, self.squares, self._rows(ids, counts), self)
+        places = self._rows(ids, counts)
+        rows: Tensor = _Lookup.apply(  # type: ignore[no-untyped-call]
+            self.anchor, self.weights, self.squares, places, self
+        )
         return rows
 
     def weight_pieces(self) -> dict[str, Pieces]:

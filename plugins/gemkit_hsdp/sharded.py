@@ -61,7 +61,8 @@ class ShardedTables(EmbeddingTables):
         self.features_of = {
             t.name: [f for f, table in schema.feature_tables.items() if table == t.name] for t in schema.tables
         }
-        self.small = self.large = None
+        self.small: ReplicatedTables | None = None
+        self.large: Any = None
         if small:
             part = dataclasses.replace(schema, tables=tuple(small))
             self.small = ReplicatedTables(part, dim, lr, eps, seed).to(device)
@@ -83,7 +84,8 @@ class ShardedTables(EmbeddingTables):
             read = {f for name in self.small.names for f in self.features_of[name]}
             found |= self.small({feature: values for feature, values in ids.items() if feature in read})
         if self.large is not None:
-            context, exchanged = self._ahead.pop(id(ids), None) or self._exchange(ids)
+            key = id(ids)
+            context, exchanged = self._ahead.pop(key) if key in self._ahead else self._exchange(ids)
             out = self.large.module.compute_and_output_dist(context, exchanged.wait())
             for name, features in self._read(ids).items():
                 if features:

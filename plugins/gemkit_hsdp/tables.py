@@ -30,6 +30,8 @@ class LocalTables(EmbeddingTables):
             right on average, and not to the nearest.
     """
 
+    starts: Tensor
+
     def __init__(
         self,
         schema: Schema,
@@ -137,6 +139,9 @@ class FusedTables(LocalTables):
 class TorchTables(LocalTables):
     """The same values without FBGEMM: one concatenated table, updated by a backward of our own."""
 
+    weights: Tensor
+    squares: Tensor
+
     def _allocate(self) -> None:
         total = sum(self.sizes)
         self.register_buffer("weights", torch.zeros(total, self.dim, dtype=self.dtype))
@@ -149,7 +154,9 @@ class TorchTables(LocalTables):
 
     def _lookup(self, ids: Tensor, counts: Sequence[int]) -> Tensor:
         places = self._rows(ids, counts)
-        rows: Tensor = _RowwiseAdagradLookup.apply(self.anchor, self.weights, self.squares, places, self)
+        rows: Tensor = _RowwiseAdagradLookup.apply(  # type: ignore[no-untyped-call]
+            self.anchor, self.weights, self.squares, places, self
+        )
         return rows
 
     def set_lr(self, lr: float) -> None:

@@ -102,12 +102,12 @@ class InterFormer(CrossFeatureLayer):
                 )
             num_tokens = len(context.tokens_of("user")) if self.from_user else context.num_tokens_in
             self.token_summary = TokenSummary(num_tokens, config.num_cls, dim, config.gating)
-            self.pffn = make_pffn(config.pffn, config.num_cls, dim, config.gdpa_heads)
+            self.pffn: nn.Module | None = make_pffn(config.pffn, config.num_cls, dim, config.gdpa_heads)
             self.event_norm = nn.LayerNorm(dim)
         else:
             self.pffn = None
         if to_tokens:
-            self.pma = PoolingByAttention(dim, config.num_pma)
+            self.pma: PoolingByAttention | None = PoolingByAttention(dim, config.num_pma)
             self.summary_norm = nn.LayerNorm(dim)
             self.summary_gate = Gating(dim, config.gating)
         else:
@@ -141,7 +141,7 @@ class InterFormer(CrossFeatureLayer):
         parts = [events.cls, pooled]
         if self.config.num_recent:
             parts.append(newest(events.values, events.offsets, self.config.num_recent))
-        summary = self.summary_gate(self.summary_norm(torch.cat(parts, dim=1)))
+        summary: Tensor = self.summary_gate(self.summary_norm(torch.cat(parts, dim=1)))
         return summary.index_select(0, events.history_index)
 
 

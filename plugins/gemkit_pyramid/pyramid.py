@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -250,12 +250,13 @@ class PyramidEncoder(SequenceEncoder):
         values = events.values
         if self.ages is not None:
             values = values + self.ages(events.ages)
+        levels: list[Any] = [*self.levels]
         stack = []
-        for level, chunks_of in zip(self.levels, plan.levels, strict=True):
+        for level, chunks_of in zip(levels, plan.levels, strict=True):
             rows, values = level.up(values, chunks_of)
             stack.append(rows)
         values, cls = self.top(values, events.cls, plan.top)
-        for level, chunks_of, rows in zip(reversed(self.levels), reversed(plan.levels), reversed(stack), strict=True):
+        for level, chunks_of, rows in zip(reversed(levels), reversed(plan.levels), reversed(stack), strict=True):
             values = level.back(rows, values, chunks_of)
         return events._replace(values=values, cls=cls)
 

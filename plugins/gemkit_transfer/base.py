@@ -77,7 +77,8 @@ class SoftLabelStrategy(TransferStrategy):
         if self.training and self.fresh:
             known = known * self.settled(batch)
             seen = (known * batch.masks * batch.weights.unsqueeze(1)).sum(0)
-            self.gate.observe(*(label_loss(logits.detach(), batch, known) for logits in (target, rival)), seen)
+            ours, theirs = (label_loss(logits.detach(), batch, known) for logits in (target, rival))
+            self.gate.observe(ours, theirs, seen)
         return self.summed(opening.detach() * losses)
 
     @torch.no_grad()

@@ -48,8 +48,9 @@ class Adapter(nn.Module):
     def __init__(self, num_tasks: int, hidden: tuple[int, ...], readout: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(readout) if readout else None
-        layers = mlp(2 * num_tasks + readout, hidden, num_tasks)
-        self.bottom, self.top = layers[:-1], Correction(layers[-1].in_features, num_tasks)
+        widths = (2 * num_tasks + readout, *hidden)
+        layers = mlp(widths[0], hidden, num_tasks)
+        self.bottom, self.top = layers[:-1], Correction(widths[-1], num_tasks)
 
     def forward(self, logits: Tensor, known: Tensor, readout: Tensor) -> Tensor:
         inputs = [logits, known] + ([] if self.norm is None else [self.norm(readout.detach())])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ def _case(size: int, full: bool) -> Case:
         arguments = [x.get(n) for n in OPTIONS]
         return chunk_attention_pytorch(x["qkv"], x["starts"], size, HEADS, True, *arguments)
 
-    calls = {"triton": ours, "eager": eager}
+    calls: dict[str, Callable[[Inputs], Any]] = {"triton": ours, "eager": eager}
     if not full:
         # The others have no rotary positions, so it is timed without them beside them.
         def plain(x: Inputs) -> Any:
@@ -125,7 +125,8 @@ def varlen(size: int) -> Any:
         q, k, v = x["qkv"].view(-1, 3, HEADS, WIDTH).unbind(1)
         from torch.nn.attention.varlen import varlen_attn
 
-        out: Tensor = varlen_attn(q, k, v, x["starts"], x["starts"], size, size)
+        out = varlen_attn(q, k, v, x["starts"], x["starts"], size, size)
+        assert isinstance(out, Tensor)
         return out
 
     return call

@@ -209,13 +209,13 @@ def _gradients(ctx: Any, dout: Tensor, dsummaries: Tensor) -> tuple[Tensor | Non
 _operator.register_autograd(_gradients, setup_context=_setup)
 
 
-@register_flop_formula(torch.ops.gemkit.chunk_attention)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.gemkit.chunk_attention)
 def _flops(qkv_shape: tuple[int, ...], starts_shape: tuple[int, ...], size: int, *_: Any, **__: Any) -> int:
     """Two products of C columns for each row: what full chunks take."""
     return 4 * qkv_shape[0] * size * qkv_shape[1] // 3
 
 
-@register_flop_formula(torch.ops.gemkit.chunk_attention_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.gemkit.chunk_attention_backward)
 def _backward_flops(_: Any, __: Any, qkv_shape: tuple[int, ...], ___: Any, size: int, *____: Any, **_____: Any) -> int:
     """Five products, one of them the scores anew."""
     return 10 * qkv_shape[0] * size * qkv_shape[1] // 3

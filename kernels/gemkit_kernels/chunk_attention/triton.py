@@ -193,7 +193,7 @@ def chunk_attention_backward(
 
 def builds() -> list[Build]:
     """The shipped tiles, plain and with everything that is optional."""
-    sizes = {
+    sizes: dict[torch.dtype, dict[int, tuple[int, ...]]] = {
         torch.bfloat16: {32: (16, 32, 64, 128), 64: (16, 32, 64, 128), 128: (32, 64)},
         torch.float32: {32: (64,), 64: (64,)},  # narrower heads are padded
     }

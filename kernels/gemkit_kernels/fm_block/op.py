@@ -121,14 +121,14 @@ def _gradients(ctx: Any, dout: Tensor) -> tuple[Tensor, ...]:
 _operator.register_autograd(_gradients, setup_context=_setup)
 
 
-@register_flop_formula(torch.ops.gemkit.fm_block)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.gemkit.fm_block)
 def _flops(x_shape: tuple[int, ...], y_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
     """Two products: Y X, and X with that."""
     batch, n, d = x_shape
     return 4 * batch * n * d * y_shape[-2]
 
 
-@register_flop_formula(torch.ops.gemkit.fm_block_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.gemkit.fm_block_backward)
 def _backward_flops(_: Any, x_shape: tuple[int, ...], y_shape: tuple[int, ...], *__: Any, **___: Any) -> int:
     """Two products of the forward pass anew, and two for each of them."""
     batch, n, d = x_shape

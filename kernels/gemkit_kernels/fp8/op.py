@@ -106,7 +106,7 @@ def _(values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return values.new_empty(values.shape, dtype=dtype)
 
 
-@register_flop_formula([torch.ops.gemkit.fp8_quantise, torch.ops.gemkit.fp8_dequantise])  # type: ignore[untyped-decorator]
+@register_flop_formula([torch.ops.gemkit.fp8_quantise, torch.ops.gemkit.fp8_dequantise])
 def _flops(*_: object, **__: object) -> int:
     """Copies: no product."""
     return 0

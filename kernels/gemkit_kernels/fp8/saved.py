@@ -85,10 +85,10 @@ def saved_in_fp8(
         if memory.numel() < least or storage._cdata in kept:
             return untouched
         sizes, strides = ((memory.numel(),), (1,)) if memory.is_contiguous() else (memory.shape, memory.stride())
-        place = _Place(storage._cdata, x.storage_offset(), tuple(sizes), tuple(strides), x.dtype, x._version)
+        place = _Place(storage._cdata, int(x.storage_offset()), tuple(sizes), tuple(strides), x.dtype, x._version)
         small = known.get(place)
         if small is None:
-            small = known[place] = _Small(*fp8_quantise(_rows(memory), tiled), StorageWeakRef(storage))  # type: ignore[no-untyped-call]
+            small = known[place] = _Small(*fp8_quantise(_rows(memory), tiled), StorageWeakRef(storage))
         # Without gaps, and what is repeated is repeated.
         dense, stride = [0] * x.dim(), 1
         for axis in reversed(axes):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -138,18 +140,20 @@ def builds() -> list[Build]:
     for dtype in (torch.bfloat16, torch.float32):
         for width, tiled in ((17, False), (1024, False), (16384, False), (16383, False), (1024, True)):
             kind, name = pointer(dtype), f"{pointer(dtype)[1:]}, rows of {width}{', tiles' if tiled else ''}"
-            constants = {"width": width, "TILED": tiled, "SIDE": SIDE}
+            constants: dict[str, Any] = {"width": width, "TILED": tiled, "SIDE": SIDE}
             block = _block(width, tiled, whole_rows=True)
             arguments = {"x": kind, "values": "*fp8e4nv", "scales": "*fp32", "count": "i32"}
-            sides = {"ROWS": block[0], "COLUMNS": block[1]}
-            found.append(_build(f"quantise, {name}", _quantise, arguments, constants | sides, block))
+            constants |= {"ROWS": block[0], "COLUMNS": block[1]}
+            found.append(_build(f"quantise, {name}", _quantise, arguments, constants, block))
             block = _block(width, tiled, whole_rows=False)
             arguments = {"values": "*fp8e4nv", "scales": "*fp32", "out": kind, "count": "i32"}
-            sides = {"ROWS": block[0], "COLUMNS": block[1], "most": torch.finfo(dtype).max}
-            found.append(_build(f"dequantise, {name}", _dequantise, arguments, constants | sides, block))
+            constants = constants | {"ROWS": block[0], "COLUMNS": block[1], "most": torch.finfo(dtype).max}
+            found.append(_build(f"dequantise, {name}", _dequantise, arguments, constants, block))
     return found
 
 
-def _build(name: str, kernel: object, arguments: dict[str, str], constants: dict[str, object], block: object) -> Build:
+def _build(
+    name: str, kernel: Any, arguments: dict[str, str], constants: dict[str, Any], block: tuple[int, int]
+) -> Build:
     # FP8 in the form of e4m3fn is known from compute capability 8.9 on; the kernels are for 9.0 and later.
     return Build(name, kernel, arguments, constants, _warps(block), architectures=(90,))

@@ -137,13 +137,13 @@ def _gradients(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
 _operator.register_autograd(_gradients, setup_context=_setup)
 
 
-@register_flop_formula(torch.ops.gemkit.gdpa)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.gemkit.gdpa)
 def _flops(queries_shape: tuple[int, ...], keys_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
     """Two products."""
     return 4 * queries_shape[0] * keys_shape[1] * queries_shape[1]
 
 
-@register_flop_formula(torch.ops.gemkit.gdpa_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.gemkit.gdpa_backward)
 def _backward_flops(
     dout_shape: tuple[int, ...], queries_shape: tuple[int, ...], keys_shape: tuple[int, ...], *_: Any, **__: Any
 ) -> int:

@@ -23,7 +23,7 @@ def gdpa_pytorch(
     empty = (offsets.diff() == 0).view(-1, 1, 1)
 
     def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:-1], num_heads, -1).transpose(1, 2)
 
     key = heads(keys.masked_fill(empty, 0.0) * scale).index_select(0, owner)
     value = heads(values.masked_fill(empty, 0.0)).index_select(0, owner)

@@ -129,7 +129,8 @@ def varlen(longest: int, causal: bool, window: int) -> Any:
         else:
             options["is_causal"] = causal
         q, k, v = x["qkv"].view(-1, 3, HEADS, WIDTH).unbind(1)
-        out: Tensor = varlen_attn(q, k, v, x["offsets"], x["offsets"], longest, longest, **options)
+        out = varlen_attn(q, k, v, x["offsets"], x["offsets"], longest, longest, **options)
+        assert isinstance(out, Tensor)
         return out
 
     return call
@@ -172,10 +173,12 @@ def block_mask(offsets: Tensor, events: int, causal: bool, window: int) -> Any:
     blocks = torch.arange(events // BLOCK, device=offsets.device)
     partial = low.unsqueeze(1) + blocks
     partial += torch.where(partial < inner.unsqueeze(1), 0, whole.unsqueeze(1))
-    lists = (high - low - whole, partial, whole, inner.unsqueeze(1) + blocks)
     most = (len(blocks), len(blocks) - 1)
-    lists = tuple(x.clamp(max=most[x.dim() - 1]).to(torch.int32)[None, None] for x in lists)
-    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BLOCK, mask_mod=seen)
+    num_partial, partial, num_whole, full = (
+        x.clamp(max=most[x.dim() - 1]).to(torch.int32)[None, None]
+        for x in (high - low - whole, partial, whole, inner.unsqueeze(1) + blocks)
+    )
+    return BlockMask.from_kv_blocks(num_partial, partial, num_whole, full, BLOCK_SIZE=BLOCK, mask_mod=seen)
 
 
 def padded(lengths: Tensor, causal: bool, window: int, at_once: int = 32) -> Any:

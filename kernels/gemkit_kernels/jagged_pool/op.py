@@ -146,13 +146,13 @@ def _gradients(ctx: Any, dout: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 _operator.register_autograd(_gradients, setup_context=_setup)
 
 
-@register_flop_formula(torch.ops.gemkit.jagged_pool)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.gemkit.jagged_pool)
 def _flops(queries_shape: tuple[int, ...], keys_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
     """Two products."""
     return 4 * queries_shape[-2] * keys_shape[0] * keys_shape[1]
 
 
-@register_flop_formula(torch.ops.gemkit.jagged_pool_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.gemkit.jagged_pool_backward)
 def _backward_flops(
     dout_shape: tuple[int, ...],
     out_shape: tuple[int, ...],

@@ -25,7 +25,7 @@ def jagged_pool_pytorch(
     empty = (offsets.diff() == 0).view(-1, 1, 1, 1)
 
     def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (num_heads, -1)).transpose(-2, -3)
+        return x.view(*x.shape[:-1], num_heads, -1).transpose(-2, -3)
 
     key = heads(pad(keys, where))
     value = key if values is None else heads(pad(values, where))

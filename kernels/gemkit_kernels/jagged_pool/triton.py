@@ -153,10 +153,9 @@ def _builds_of(dtype: torch.dtype, queries: int, width: int, shared: bool) -> li
     warps, pipelined = num_warps(queries, width, dtype), dtype != torch.float32
     rows = torch.empty(0, dim, dtype=dtype, device="meta")
     query = torch.empty((queries, dim) if shared else (0, queries, dim), dtype=dtype, device="meta")
-    passes = [
-        (title, kernel, arguments, _constants(query, rows, None if shared else rows, 4, title == "backward"))
-        for title, kernel, arguments in (("forward", pool_forward, forward), ("backward", pool_backward, backward))
-    ]
-    found = [Build(f"{title}, {name}", *rest, warps, pipelined=pipelined) for title, *rest in passes]
-    shape = {key: passes[0][3][key] for key in ("H", "Q", "E", "QUERIES", "WIDTH", "SPLIT")}
+    found = []
+    for title, kernel, arguments in (("forward", pool_forward, forward), ("backward", pool_backward, backward)):
+        constants = _constants(query, rows, None if shared else rows, 4, title == "backward")
+        found.append(Build(f"{title}, {name}", kernel, arguments, constants, warps, pipelined=pipelined))
+    shape = {key: found[0].constants[key] for key in ("H", "Q", "E", "QUERIES", "WIDTH", "SPLIT")}
     return [*found, Build(f"join, {name}", pool_join, join, shape, 4)] if not shared else found

@@ -44,4 +44,5 @@ class SurfaceGated(DomainLayer):
     def forward(self, x: Tensor, surface: Tensor) -> Tensor:
         """Shape: x (B, N, D), surface (B,) -> (B, N, D)."""
         known = torch.cat([self.surfaces(surface), x.detach().flatten(1)], dim=1)
-        return 2 * self.gate(known).sigmoid().view_as(x) * x
+        gated: Tensor = 2 * self.gate(known).sigmoid().view_as(x) * x
+        return gated

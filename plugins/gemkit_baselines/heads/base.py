@@ -50,6 +50,7 @@ class BinaryHead(Head):
         num_scores: M, scores that `forward` makes for each task; `arranged` puts them in order.
     """
 
+    task_weights: Tensor
     delayed: Tensor
 
     def __init__(self, config: BinaryHeadConfig, context: BuildContext) -> None:

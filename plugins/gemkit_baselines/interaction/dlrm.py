@@ -38,6 +38,8 @@ class DLRM(InteractionModule):
         tokens instead of a logit, with LayerNorm.
     """
 
+    pairs: Tensor
+
     def __init__(self, config: DLRMConfig, context: BuildContext) -> None:
         super().__init__()
         n, d = context.num_tokens_in, context.dim

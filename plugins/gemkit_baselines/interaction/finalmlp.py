@@ -44,6 +44,8 @@ class FeatureGate(nn.Module):
     Shape: x (B, N, D) -> (B, N * D).
     """
 
+    positions: Tensor
+
     def __init__(self, num_tokens: int, dim: int, hidden: Sequence[int], positions: Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("positions", torch.tensor(positions, dtype=torch.int64), persistent=False)

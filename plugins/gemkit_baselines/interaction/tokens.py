@@ -25,4 +25,4 @@ class ToTokens(nn.Module):
 
 def hidden_layers(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
     """An MLP without its output layer: linear, ReLU (and dropout) for each hidden width."""
-    return mlp(width, hidden, 1, dropout)[:-1]
+    return nn.Sequential(*list(mlp(width, hidden, 1, dropout))[:-1])

@@ -51,8 +51,8 @@ def window_attention(
     # Padding sees itself, for softmax needs a slot in every row.
     valid = torch.cat([_valid(plan, by) for by in near], dim=1).unsqueeze(1)
     visible = (valid & inside) | (distance == 0)
-    heads = (x.transpose(1, 2) for x in (q, k, v))
-    mixed = F.scaled_dot_product_attention(*heads, attn_mask=visible.unsqueeze(1))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible.unsqueeze(1))
     return mixed.transpose(1, 2).reshape(count, size, dim)
 
 
