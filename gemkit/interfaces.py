@@ -286,6 +286,9 @@ class TransferStrategy(nn.Module):
     fresh: bool = True
     """Set by training: whether this run sees the examples of the batch for the first time."""
 
+    processes: ParallelBackend | None = None
+    """Set by training: those that train together; None: one."""
+
     def extra_features(self, schema: Schema) -> Schema:
         """The student's schema with the features that the strategy adds."""
         return schema
@@ -304,6 +307,13 @@ class TransferStrategy(nn.Module):
         learning rates by its schedule.
         """
         return ()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes, for what a loss is divided by or depends on: all must use the same.
+
+        Shape: any -> the same, without a gradient.
+        """
+        return values if self.processes is None else self.processes.mean(values)
 
     def answer(self, batch: Batch) -> Answers | None:
         """What the teacher said about a batch; None if the strategy does not ask."""

@@ -131,6 +131,7 @@ class Training:
             self.transfer.prepare(self.model.dense, self.model.embeddings)
             init_parameters(self.transfer, run.seed)
             self.transfer.to(self.backend.fabric.device)
+            self.transfer.processes = self.backend
             self.model.dense.check_taps(self.transfer.taps)
             self.model.features = self.transfer.with_features
         if run.train.compile:

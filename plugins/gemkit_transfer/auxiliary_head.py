@@ -60,7 +60,7 @@ class AuxiliaryHeadTransfer(SoftLabelStrategy):
         """Shape: logits (B, P), readout (B, R) -> ()."""
         assert teacher is not None
         target = (self.options.alpha * torch.sigmoid(teacher.logits)).clamp(0, 1)
-        losses = soft_loss(self.head(student.readout), target, teacher.known, batch.weights)
+        losses = soft_loss(self.head(student.readout), target, self.counted(teacher.known, batch.weights))
         scaled = torch.logit(target, eps=1e-6)
         return self.options.weight * self.gated(losses, scaled, student.logits, batch, teacher.known)
 

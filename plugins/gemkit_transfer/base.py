@@ -12,7 +12,7 @@ from gemkit.data.batch import Batch
 from gemkit.interfaces import Answers, BuildContext, TransferStrategy
 from gemkit.transfer.answers import LogConfig, LoggedAnswers
 from gemkit_transfer.gate import Gate, named
-from gemkit_transfer.losses import label_loss
+from gemkit_transfer.losses import Counted, soft_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,11 @@ class SoftLabelStrategy(TransferStrategy):
         """The tasks' losses as the serving head adds up its own: a weight of 1 is as much as the labels. Shape: ()."""
         return (losses * self.task_weights).sum()
 
+    def counted(self, known: Tensor, weights: Tensor) -> Counted:
+        """What is known, by the weights of the examples. Shape: (B, P), (B,)."""
+        each = known * weights.unsqueeze(1)
+        return Counted(each, self.mean(each.sum(0)))
+
     def settled(self, batch: Batch) -> Tensor:
         """1 where a label is old enough to be what it will be. Shape: (B, P)."""
         old = (batch.elapsed >= self.settled_after_s).unsqueeze(1)
@@ -75,10 +80,10 @@ class SoftLabelStrategy(TransferStrategy):
             return self.summed(losses)
         opening: Tensor = self.gate()  # what earlier batches say: this one shall not choose its own weight
         if self.training and self.fresh:
-            known = known * self.settled(batch)
-            seen = (known * batch.masks * batch.weights.unsqueeze(1)).sum(0)
-            ours, theirs = (label_loss(logits.detach(), batch, known) for logits in (target, rival))
-            self.gate.observe(ours, theirs, seen)
+            counted = self.counted(known * self.settled(batch) * batch.masks, batch.weights)
+            ours, theirs = (soft_loss(logits.detach(), batch.labels, counted) for logits in (target, rival))
+            ours, theirs = self.mean(torch.stack([ours, theirs])).unbind()
+            self.gate.observe(ours, theirs, counted.total)
         return self.summed(opening.detach() * losses)
 
     @torch.no_grad()
@@ -94,7 +99,7 @@ class SoftLabelStrategy(TransferStrategy):
 
     def report(self) -> dict[str, float]:
         """Share of examples with an answer, its mean age, and the gate."""
-        asked, answered, days = self.sums.tolist()
+        asked, answered, days = self.mean(self.sums).tolist()
         self.sums.zero_()
         found = {"transfer/answered": answered / asked} if asked else {}
         found |= {"transfer/teacher_age_days": days / answered} if answered else {}

@@ -42,5 +42,6 @@ class Distill(SoftLabelStrategy):
         """Shape: logits (B, P) of both -> ()."""
         assert teacher is not None
         t = self.temperature
-        losses = soft_loss(student.logits / t, torch.sigmoid(teacher.logits / t), teacher.known, batch.weights)
+        counted = self.counted(teacher.known, batch.weights)
+        losses = soft_loss(student.logits / t, torch.sigmoid(teacher.logits / t), counted)
         return self.weight * t * t * self.gated(losses, teacher.logits, student.logits, batch, teacher.known)

@@ -16,7 +16,7 @@ class Gate(nn.Module):
     closes in proportion to its disadvantage; it is shut at `tolerance` (a share of the rival's logloss). In later
     epochs, when nothing is held out any more, it stays as it is.
 
-    Differs: not in ExFM. With several processes, each gates by its own share of the batches.
+    Differs: not in ExFM.
 
     Args:
         half_life: Batches after which a batch counts half.

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gemkit.data.batch import Batch
 from gemkit.nn.layers import mlp
 
 
-def soft_loss(logits: Tensor, target: Tensor, known: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy with probabilities: for each task its weighted mean over the examples that have an answer.
+class Counted(NamedTuple):
+    """How much each example of a batch counts for each task.
 
-    A task without any answer in the batch adds nothing.
+    Attributes:
+        each: (B, P), 0 where there is nothing to learn from.
+        total: (P,), of this process's examples; of several processes the mean, so that the mean of what they divide by
+            it is that of the global batch.
+    """
 
-    Shape: logits, target, known (B, P), weights (B,) -> (P,).
+    each: Tensor
+    total: Tensor
+
+
+def soft_loss(logits: Tensor, target: Tensor, counted: Counted) -> Tensor:
+    """Cross-entropy with probabilities: for each task its weighted mean. One that nothing counts for adds nothing.
+
+    Shape: logits, target (B, P) -> (P,).
     """
     losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    counted = known * weights.unsqueeze(1)
-    return (losses * counted).sum(0) / counted.sum(0).clamp(min=1e-12)
-
-
-def label_loss(logits: Tensor, batch: Batch, known: Tensor) -> Tensor:
-    """The same with the labels that count, where there is an answer too. Shape: (B, P) -> (P,)."""
-    return soft_loss(logits, batch.labels, known * batch.masks, batch.weights)
+    return (losses * counted.each).sum(0) / counted.total.clamp(min=1e-12)
 
 
 class AuxiliaryHead(nn.Module):

@@ -110,7 +110,7 @@ class Several(TransferStrategy):
         """Shape: ()."""
         losses = []
         for part in self._parts:
-            part.fresh = self.fresh
+            part.fresh, part.processes = self.fresh, self.processes
             own = student._replace(taps={name: student.taps[name] for name in part.taps})
             losses.append(part.loss(own, part.answer(batch), batch))
         return torch.stack(losses).sum()

@@ -15,7 +15,7 @@ from gemkit.interfaces import Answers, BuildContext, EmbeddingTables, Outputs
 from gemkit.nn.layers import mlp
 from gemkit_transfer.auxiliary_head import head_for
 from gemkit_transfer.base import SoftLabelConfig, SoftLabelStrategy
-from gemkit_transfer.losses import label_loss, soft_loss
+from gemkit_transfer.losses import soft_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,8 +105,8 @@ class StudentAdapter(SoftLabelStrategy):
         assert teacher is not None
         adapted = self.adapter(teacher.logits, teacher.known, student.readout)
         newer = teacher.known * (teacher.ages > 0).float().unsqueeze(1) * self.settled(batch)
-        fit = label_loss(adapted, batch, newer)
+        fit = soft_loss(adapted, batch.labels, self.counted(newer * batch.masks, batch.weights))
         target = torch.sigmoid(adapted.detach())
         logits = student.logits if self.head is None else self.head(student.readout)
-        losses = soft_loss(logits, target, teacher.known, batch.weights)
+        losses = soft_loss(logits, target, self.counted(teacher.known, batch.weights))
         return self.summed(fit) + self.options.weight * self.gated(losses, adapted, teacher.logits, batch, newer)

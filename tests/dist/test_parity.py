@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from launch import losses, only_run, train_in
 
 from gemkit.registry import load_registry
+from gemkit.session import open_dataset
 from gemkit.testing.runs import silent, tiny_run
+from gemkit.testing.teaching import write_log
 from gemkit.train import train
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -26,11 +29,14 @@ ACCUMULATED = ["train.max_steps=6", "train.accumulate=2", "train.epochs=10"]
 RECOMPUTED = ["train.max_steps=3", "size.num_blocks=3", "train.activation_budget=0.5"]
 COMPILED = ["train.max_steps=3", "sequence=none", "train.compile=true"]
 """Blocks without histories: tracing those takes minutes."""
+TAUGHT = ["train.max_steps=6", "transfer=[distill,student_adapter]"]
+TAUGHT += ["transfer.parts.distill.gate=true", "transfer.parts.distill.gate_tolerance=1"]
 KINDS = {
     " accumulated": ACCUMULATED,
     " bf16": BF16,
     " recomputed": RECOMPUTED,
     " compiled": COMPILED,
+    " taught": TAUGHT,
 }
 LAYOUTS: dict[str, list[str]] = {
     "ddp": ["parallel=ddp"],
@@ -57,9 +63,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, steps: int) -> dict[str, Path
     whole = [f"train.max_steps={steps}", "train.epochs=10", "optimizer.lr=2e-3", "optimizer.eps=1e-4"]
     folder = tmp_path_factory.mktemp("parity")
     data = folder / "data"
+    dataset = open_dataset(tiny_run(data), load_registry(), silent())
+    answered = np.random.default_rng(1).permutation(dataset.num_examples)[: dataset.num_examples // 3]
+    write_log(folder / "log", dataset, rows=answered, code_width=None)
     found: dict[str, Path] = {}
     jobs: list[dict[str, Any]] = []
     for kind, overrides in {"": whole, **KINDS}.items():
+        if kind == " taught":
+            overrides = [*overrides, f"transfer.log={folder / 'log'}"]
         found[f"single{kind}"] = folder / f"single{kind}"
         plain = ["train.activation_budget=1", "train.compile=false"]
         run = tiny_run(data, *overrides, *plain, f"runs={found[f'single{kind}']}")
@@ -101,6 +112,20 @@ def test_blocks_are_recomputed_or_compiled_in_every_process(runs: dict[str, Path
     assert [(one["graphs"], one["breaks"]) for one in compiled] == 4 * [([1, 1], {})]
     start = only_run(runs[f"{layout} compiled"]).metrics()["train"]["start_s"]
     assert 0 < start["compile"] < start["total"]
+
+
+@pytest.mark.parametrize("layout", ["ddp", "hsdp"])
+def test_soft_labels_count_as_in_one_process(runs: dict[str, Path], layout: str) -> None:
+    one, several = (only_run(runs[f"{name} taught"]) for name in ("single", layout))
+    assert len(losses(one)) == 6 and losses(several) == pytest.approx(losses(one), rel=RTOL_FIRST)
+    told = [
+        [{key: value for key, value in row.items() if key.startswith("transfer/")} for row in folder.rows()]
+        for folder in (one, several)
+    ]
+    for expected, found in zip(*told, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    gates = [row[key] for row in told[0] for key in row if key.startswith("transfer/gate/")]
+    assert any(0 < gate < 1 for gate in gates), "no gate is ajar"
 
 
 def _told(runs: Path, rank: int) -> dict[str, Any]:
