@@ -4,9 +4,10 @@
 
 Runs of `gemkit train` on a synthetic ads world, each a process (or several, under torchrun) of its own with one thread
 each, all layouts in turn, `--repeats` times. Of each the median over its rows of examples/s and the processor time a
-step (all processes together), and for checkpoints written at once and in the background the seconds that training
-waited for one; the best of the repeats. On a machine with fewer cores than processes the rate says little; the
-processor time beside `single` is what a layout costs. The result goes to benchmarks/results/parallel_speed.json.
+step (all processes together), and for checkpoints of a wider model, written at once and in the background, the seconds
+that training waited for one; the best of the repeats. On a machine with fewer cores than processes the rate says
+little; the processor time beside `single` is what a layout costs. The result goes to
+benchmarks/results/parallel_speed.json.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gemkit.runs.folder import RunFolder
+from gemkit.runs.inspect import inspect_run
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "parallel_speed.json"
@@ -40,10 +42,8 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "ddp, 2 processes": (2, ("parallel=ddp",)),
     "ddp, 4 processes": (4, ("parallel=ddp",)),
 }
-SAVING = {
-    "at once": (*HSDP, "parallel.dp_shard=2", "train.checkpoint_every=5"),
-    "in the background": (*HSDP, "parallel.dp_shard=2", "train.checkpoint_every=5", "train.async_checkpoints=true"),
-}
+SAVED = (*HSDP, "parallel.dp_shard=2", "train.checkpoint_every=5", "size.dim=128", "train.batch_size=64")
+SAVING = {"at once": SAVED, "in the background": (*SAVED, "train.async_checkpoints=true")}
 
 
 def train(processes: int, overrides: tuple[str, ...], steps: int, data: Path) -> RunFolder:
@@ -87,10 +87,12 @@ def main() -> None:
                 layouts[name].append(measured(train(processes, overrides, options.steps, data), 2))
                 print(repeat, name, layouts[name][-1], flush=True)
             for name, overrides in SAVING.items():
-                facts = train(4, overrides, options.steps, data).metrics()["train"]
+                run = train(4, overrides, options.steps, data)
+                facts = run.metrics()["train"]
                 saving[name].append(facts["checkpoint_wait_s"] / facts["checkpoints"])
-                print(repeat, name, saving[name][-1], flush=True)
-    result = summary(options.repeats, layouts, saving)
+                size = max(row["bytes"] for row in inspect_run(run.path)["checkpoints"])
+                print(repeat, name, saving[name][-1], size, flush=True)
+    result = summary(options.repeats, layouts, saving) | {"checkpoint_bytes": size}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

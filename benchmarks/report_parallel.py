@@ -30,7 +30,8 @@ def speed(report: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {row['examples_per_s']:,.0f} | {row['rate_of_single']:.2f}x | {row['busy_of_single']:.2f}x |"
         )
-    lines += ["", "| checkpoints written | training waits for one |", "|---|---|"]
+    size = f"{report['checkpoint_bytes'] / 1e6:.0f} MB"
+    lines += ["", f"| checkpoints of {size} written | training waits for one |", "|---|---|"]
     for name, seconds in report["checkpoint_wait_s"].items():
         lines.append(f"| {name} | {1000 * seconds:.0f} ms |")
     return "\n".join(lines) + "\n"

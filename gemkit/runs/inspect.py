@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +117,20 @@ def _checkpoint(file: Path, verify: bool) -> dict[str, Any]:
         summary = checkpoint.summarise(file)
         counters = _mapping(summary.state.get("counters")) or summary.state
         row |= {"step": counters.get("step"), "epoch": counters.get("epoch"), "tensors": len(summary.tensors)}
+        parts = [file.parent / checkpoint.PARTS / Path(str(name)).name for name in _parts(summary)]
+        row["bytes"] += sum(part.stat().st_size for part in parts if part.is_file())
         if verify:
             checkpoint.load(file)[0].verify()
             row["sound"] = True
     except GemkitError as error:
         row |= {"sound": False, "problem": error.what}
     return row
+
+
+def _parts(summary: checkpoint.Summary) -> Sequence[object]:
+    """Names of the files that hold what processes wrote of a checkpoint."""
+    files = _mapping(summary.state.get(checkpoint.PARTS)).get("files")
+    return files if isinstance(files, list) else ()
 
 
 def _newest_summary(files: list[Path]) -> checkpoint.Summary | None:
