@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import shlex
 import signal
 from collections.abc import Callable, Iterator
@@ -14,45 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemkit.compilation.blocks import compile_blocks
 from gemkit.config.run import RunConfig
 from gemkit.cost.mfu import utilisation
-from gemkit.cost.recompute import recomputed_for
 from gemkit.data.batch import Batch
-from gemkit.data.loader import Loader
-from gemkit.data.workers import start_workers
 from gemkit.errors import GemkitError
-from gemkit.interfaces import ParallelBackend, TransferStrategy
-from gemkit.metrics.collector import MetricCollector
 from gemkit.metrics.floor import floors, with_floors
 from gemkit.metrics.names import is_better
-from gemkit.nn.init import init_parameters
+from gemkit.prepare import Prepared
 from gemkit.registry import Registry
-from gemkit.runs.balance import LoadBalance
 from gemkit.runs.clock import Clock
-from gemkit.runs.freed_memory import keep_freed_memory
-from gemkit.runs.opening import open_folder
 from gemkit.runs.predictions import save_predictions
 from gemkit.runs.progress import Bar, Progress
-from gemkit.runs.rng import seed_rng
 from gemkit.runs.startup import StartClock
-from gemkit.runs.stopping import Stopped, StopRequest
+from gemkit.runs.stopping import Stopped
 from gemkit.runs.tables import print_run_end
-from gemkit.runs.tensorboard import TensorBoardWriter
-from gemkit.runs.wording import key_metrics, notes, sentence
+from gemkit.runs.wording import key_metrics
 from gemkit.schedule import schedule
-from gemkit.session import (
-    base_rates,
-    build_model,
-    evaluate_split,
-    make_loader,
-    newest_trained,
-    open_dataset,
-    prefetched,
-    to_device,
-)
-from gemkit.starting import start_from
-from gemkit.state import TrainingState, check_room
+from gemkit.session import evaluate_split, prefetched, to_device
 
 
 def train(
@@ -86,97 +63,8 @@ def train(
             return training.finish()
 
 
-class Training:
-    """One training run; the methods stand in the order in which they run.
-
-    Args:
-        resources: Closes the run folder's lock and log when the run is over.
-    """
-
-    def __init__(
-        self,
-        run: RunConfig,
-        registry: Registry,
-        resume: Path | None,
-        progress: Progress,
-        command: list[str],
-        resources: contextlib.ExitStack,
-        start: StartClock | None = None,
-    ) -> None:
-        """Sets everything up: backend, data, model, optimisers, run folder; goes back to a checkpoint if asked."""
-        self.run, self.registry, self.progress = run, registry, progress
-        self.start = start = start or StartClock()
-        start.ends("import")
-        start_workers(run.loader)
-        if run.train.num_threads:
-            torch.set_num_threads(run.train.num_threads)
-        if torch.cuda.is_available():
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        self.backend: ParallelBackend = registry.build("parallel", run.parallel)
-        self.backend.launch(run)
-        keep_freed_memory(self.backend.fabric.device)
-        self.first = self.backend.rank == 0
-        progress.quiet |= not self.first
-        seed_rng(run.seed + self.backend.rank)
-
-        start.ends("build")
-        self.dataset = open_dataset(run, registry, progress, self.backend)
-        start.ends("data")
-        context = registry.context(dim=run.size.dim, schema=self.dataset.schema)
-        self.transfer: TransferStrategy | None = registry.build("transfer", run.transfer, context)
-        schema = self.transfer.extra_features(self.dataset.schema) if self.transfer else self.dataset.schema
-        self.model = build_model(run, schema, registry, self.backend)
-        if self.transfer:
-            self.transfer.prepare(self.model.dense, self.model.embeddings)
-            init_parameters(self.transfer, run.seed)
-            self.transfer.to(self.backend.fabric.device)
-            self.transfer.processes = self.backend
-            self.model.dense.check_taps(self.transfer.taps)
-            self.model.features = self.transfer.with_features
-        if run.train.compile:
-            compile_blocks(self.model.dense.blocks, run.train.compile_cache)
-            resources.enter_context(start.counting_compilation())
-        self.model.forward, self.optimizer = self.backend.place(self.model.dense, run.optimizer)
-        self.other_optimizers = list(self.transfer.optimizers()) if self.transfer else []
-        self.other_lrs = [[group["lr"] for group in o.param_groups] for o in self.other_optimizers]
-
-        start.ends("build")
-        self.loader = self._loader("train", run.train.batch_size // run.train.accumulate)
-        self.valid = self._loader("valid", run.train.eval_batch_size)
-        steps_per_epoch = math.ceil(len(self.loader) / run.train.accumulate)
-        self.total_steps = run.train.epochs * steps_per_epoch
-        if run.train.max_steps is not None:
-            self.total_steps = min(self.total_steps, run.train.max_steps)
-        self.collector = MetricCollector(schema, base_rates(self.dataset))
-        start.ends("data")
-
-        self.folder, resumed = open_folder(run, registry, self.backend, resume, command, progress, resources)
-        optimizers = [self.optimizer, *self.other_optimizers]
-        fingerprint = self.dataset.fingerprint
-        snapshot_s = newest_trained(self.dataset)
-        self.state = TrainingState(schema, fingerprint, self.model, optimizers, self.transfer, self.backend, snapshot_s)
-        check_room(self.state, self.folder.checkpoints, run.train)
-        start.ends("build")
-        loaded = resumed and self.state.load(self.folder.checkpoints, progress.print)
-        if run.train.start_from is not None and not loaded:
-            start_from(self.state, Path(run.train.start_from), progress.print)
-        if resumed and self.first:
-            self.folder.rewind(self.state.step)
-        self.balance = LoadBalance(self.backend)
-        wanted = run.train.tensorboard and self.first
-        self.tensorboard = TensorBoardWriter(self.folder.path / "tensorboard") if wanted else None
-        self.stop = StopRequest()
-        progress.print(f"{sentence(run)}\n{self.model.num_parameters:,} parameters, run folder {self.folder.path}")
-        for note in notes(run, self.backend.fabric.device.type):
-            progress.print(note)
-        if run.train.activation_budget < 1:
-            blocks: tuple[int, ...] = ()
-            if self.first:  # counting takes a while, so one process does it for all
-                choice = recomputed_for(self.model, registry, self.dataset, self.backend.world_size)
-                progress.print(choice.note(run.train.activation_budget))
-                blocks = choice.blocks
-            self.model.dense.recomputed = self.backend.broadcast(blocks)
+class Training(Prepared):
+    """One training run, of what `Prepared` has made; the methods stand in the order in which they run."""
 
     def fit(self) -> None:
         """Trains to the last step, or until validations have stopped getting better."""
@@ -345,7 +233,7 @@ class Training:
         """Evaluates the best checkpoint on the test split and completes the run folder."""
         state = self.state
         state.load_best(self.folder.checkpoints)
-        test = self._loader("test", self.run.train.eval_batch_size)
+        test = self.make_loader("test", self.run.train.eval_batch_size)
         with self.progress, self.progress.task("test", total=len(self.dataset.split("test"))) as bar:
             final = evaluate_split(self.model, test, self.backend, self.collector, self.advance(bar))
         wanted = self.run.train.save_predictions
@@ -380,17 +268,6 @@ class Training:
             self.tensorboard.close()
         print_run_end(metrics, self.folder.path, self.progress.console)
         return metrics
-
-    def record(self, split: str, values: dict[str, Any]) -> None:
-        """A row of metrics.jsonl, and of TensorBoard if it is on; by the first process."""
-        if not self.first:
-            return
-        self.folder.append(self.state.step, split, values)
-        if self.tensorboard:
-            self.tensorboard.append(self.state.step, split, values)
-
-    def _loader(self, split: str, batch_size: int) -> Loader:
-        return make_loader(self.run, self.dataset, self.model, self.backend, split, batch_size)
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

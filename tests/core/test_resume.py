@@ -245,7 +245,7 @@ def test_a_full_disk_is_noticed_before_training_and_before_each_checkpoint(
     monkeypatch.setattr(keeping.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(GemkitError, match=r"a checkpoint needs .* MB, and 0.0 MB are free"):
         train(config, load_registry(), folder.path, progress=silent())
-    monkeypatch.setattr("gemkit.train.check_room", lambda *arguments: None)
+    monkeypatch.setattr("gemkit.prepare.check_room", lambda *arguments: None)
     with pytest.raises(GemkitError) as caught:
         train(config, load_registry(), folder.path, progress=silent())
     assert f"gemkit train --resume {folder.path}" in str(caught.value.fix)
