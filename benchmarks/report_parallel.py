@@ -40,14 +40,16 @@ def speed(report: dict[str, Any]) -> str:
 def planned(report: dict[str, Any]) -> str:
     """Planned and measured steps, and what each world size keeps of the speed of one process."""
     lines = [
-        "| processes | gloo's all-gather | step planned | measured | planned / measured | scaling planned | measured |",
-        "|---|---|---|---|---|---|---|",
+        "| processes | gloo's all-gather | of a few bytes | step planned | measured | planned / measured "
+        "| scaling planned | measured |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["compared"]:
         size = row["world_size"]
-        rate = report["told"][str(size)]["gather_bytes_per_s"]
+        told = report["told"][str(size)]
+        network = f"{told['gather_bytes_per_s'] / 1e9:.2f} GB/s | {1000 * told['latency_s']:.2f} ms"
         lines.append(
-            f"| {size} | {'-' if size == 1 else f'{rate / 1e9:.2f} GB/s'} | {1000 * row['planned_s']:.0f} ms "
+            f"| {size} | {'- | -' if size == 1 else network} | {1000 * row['planned_s']:.0f} ms "
             f"| {1000 * row['measured_s']:.0f} ms | {1 + row['error']:.2f} | {row['planned_scaling']:.2f} "
             f"| {row['measured_scaling']:.2f} |"
         )

@@ -23,6 +23,10 @@ class Assumptions(Config):
         None, "Examples of each GPU at a time; null: train.batch_size / GPUs / train.accumulate.", ge=1
     )
     local_mfu: float = option(0.35, "Share of the peak that forward and backward of the dense part reach.", gt=0, le=1)
+    fixed_ms: float = option(
+        0.0, "Milliseconds of a step that do not depend on the batch: launching many small operations.", ge=0
+    )
+    latency_us: float = option(0.0, "Microseconds that a collective takes, however few the bytes.", ge=0)
     overlap: float = option(
         1.0, "Share of the dense collectives and of table synchronisation that computing can hide.", ge=0, le=1
     )

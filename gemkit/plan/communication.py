@@ -1,4 +1,4 @@
-"""Bytes and seconds of collectives over ranks that sit in nodes. Bandwidth only: no latency, no contention.
+"""Bytes and seconds of collectives over ranks that sit in nodes. Bandwidth only: no contention.
 
 A group of n ranks has k members in each node that it touches, so m = n / k nodes. The members of a node share the work
 of its network ports, one each: a hierarchical collective, as NCCL's rings over all ports amount to.

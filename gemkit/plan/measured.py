@@ -41,6 +41,27 @@ def local_mfu(examples_per_s: float, flops_per_example: float, peak_flop_per_s: 
     return examples_per_s * flops_per_example / peak_flop_per_s
 
 
+def fixed_and_rate(small: tuple[int, float], large: tuple[int, float]) -> tuple[float, float]:
+    """Splits the step of one process that communicates with nobody.
+
+    Args:
+        small, large: Examples of a batch, and the seconds of its step.
+
+    Returns:
+        Seconds that a step takes however few the examples, 0 at least, and examples a second beside that: for
+        `fixed_ms` and `local_mfu`.
+
+    Raises:
+        ValueError: The larger batch took no longer.
+    """
+    (few, short_s), (many, long_s) = small, large
+    if many <= few or long_s <= short_s:
+        raise ValueError(f"{many} examples took {long_s} s and {few} took {short_s} s: no rate follows")
+    each_s = (long_s - short_s) / (many - few)
+    fixed_s = max(0.0, long_s - many * each_s)
+    return fixed_s, many / (long_s - fixed_s)
+
+
 def compare(measured: Sequence[Measured], plans: Sequence[Plan]) -> list[Compared]:
     """Pairs runs and plans by world size; the local batch must be the same in all. Others are left out."""
     planned = {plan.mesh.world_size: plan.step.total for plan in plans}

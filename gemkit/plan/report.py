@@ -65,6 +65,7 @@ def _plan(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
             "products": step.products,
             "optimizer": step.optimizer,
             "lookups": step.lookups,
+            "fixed": step.fixed,
             "compute": step.compute,
             "exposed": step.exposed,
             "total": step.total,

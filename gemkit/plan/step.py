@@ -6,6 +6,7 @@ import dataclasses
 
 from gemkit.plan.assumptions import BYTES, Assumptions
 from gemkit.plan.communication import (
+    Group,
     consecutive,
     exchange_s,
     exchanged_bytes,
@@ -21,6 +22,9 @@ from gemkit.plan.workload import Workload
 
 ADAMW_BYTES = 28
 """AdamW reads weight, gradient and two moments of each parameter and writes three of them, in fp32."""
+
+IDS_MESSAGES = 3
+"""Collectives in which ids are sent: how many there are for each rank, how many of each lookup, and they themselves."""
 
 TABLE_PASSES = 5
 """Times that a served vector crosses the memory: read and handed out; its gradient read, the row read and written."""
@@ -62,6 +66,7 @@ class Step:
         products: Forward, backward, and what is computed again.
         optimizer: AdamW on the shard.
         lookups: Table reads and updates of the busiest rank.
+        fixed: What is assumed to take as long for any number of examples.
         hidden: Communication that runs beside computing.
         serial: Communication that nothing runs beside.
         total: `max(compute, hidden) + serial`.
@@ -72,13 +77,14 @@ class Step:
     products: float
     optimizer: float
     lookups: float
+    fixed: float
     hidden: float
     serial: float
     mfu: float
 
     @property
     def compute(self) -> float:
-        return self.products + self.optimizer + self.lookups
+        return self.products + self.optimizer + self.lookups + self.fixed
 
     @property
     def total(self) -> float:
@@ -124,6 +130,12 @@ def traffic(
     busiest = placement.imbalance * local_batch
     ids = 8 * work.lookups * busiest
     vectors = BYTES[assumptions.exchange_dtype] * work.vector_numbers * busiest
+    units = len(work.units)
+
+    def wait(collectives: float, among: Group) -> float:
+        """Latency of so many; nobody waits for itself."""
+        return collectives * 1e-6 * assumptions.latency_us if among.size > 1 else 0.0
+
     return (
         Traffic(
             all_gather=gathered_bytes(parameters, shard),
@@ -135,13 +147,13 @@ def traffic(
             vector_gradients=exchanged_bytes(vectors, group),
         ),
         Traffic(
-            all_gather=gather_s(parameters, shard, gpu),
-            reduce_scatter=gather_s(gradients, shard, gpu),
-            all_reduce=reduce_s(gradient_shard, replicas, gpu),
-            table_sync=reduce_s(held, groups, gpu),
-            ids=exchange_s(ids, group, gpu),
-            vectors=exchange_s(vectors, group, gpu),
-            vector_gradients=exchange_s(vectors, group, gpu),
+            all_gather=gather_s(parameters, shard, gpu) + wait(2 * units, shard),
+            reduce_scatter=gather_s(gradients, shard, gpu) + wait(units, shard),
+            all_reduce=reduce_s(gradient_shard, replicas, gpu) + wait(units, replicas),
+            table_sync=reduce_s(held, groups, gpu) + wait(2 / assumptions.sync_every, groups),
+            ids=exchange_s(ids, group, gpu) + wait(IDS_MESSAGES, group),
+            vectors=exchange_s(vectors, group, gpu) + wait(1, group),
+            vector_gradients=exchange_s(vectors, group, gpu) + wait(1, group),
         ),
     )
 
@@ -167,6 +179,7 @@ def step(
         products=products,
         optimizer=optimizer,
         lookups=lookups,
+        fixed=1e-3 * assumptions.fixed_ms,
         hidden=hidden + ahead,
         serial=serial + seconds.ids + vectors - ahead,
         mfu=0.0,

@@ -15,7 +15,7 @@ from gemkit.plan.assumptions import Assumptions
 from gemkit.plan.communication import Group, consecutive, exchange_s, gather_s, gathered_bytes, reduce_s, strided
 from gemkit.plan.gpus import GPUS, Gpu, find_gpu, this_cpu
 from gemkit.plan.hypothetical import table_rows
-from gemkit.plan.measured import Measured, compare, local_mfu
+from gemkit.plan.measured import Measured, compare, fixed_and_rate, local_mfu
 from gemkit.plan.plan import Plan, make_plan, mesh_of, remembering
 from gemkit.plan.tables import Cluster, Placement, TableLoad, even_rows
 from gemkit.plan.workload import Workload
@@ -135,6 +135,27 @@ def test_a_step_by_hand() -> None:
     assert step.mfu == pytest.approx(50 * 2 / 1000 / step.total)
     local = 50 * 2 / 1000 / step.compute
     assert step.mfu == pytest.approx(local * step.scaling)  # E2E MFU = local MFU x scaling ratio
+
+
+def test_latency_and_fixed_cost_by_hand() -> None:
+    """Three units, gathered twice and reduced once; ids take three messages; tables of one group are not averaged."""
+    plain, plan = plan_of(), plan_of(assumptions=assume(latency_us=1e6, fixed_ms=7e3))
+    waited = {name: getattr(plan.seconds, name) - value for name, value in dataclasses.asdict(plain.seconds).items()}
+    expected = {"all_gather": 6, "reduce_scatter": 3, "all_reduce": 3, "table_sync": 0}
+    expected |= {"ids": 3, "vectors": 1, "vector_gradients": 1}
+    assert waited == pytest.approx(expected)
+    assert plan.step.compute == pytest.approx(plain.step.compute + 7)
+    groups = plan_of(assumptions=assume(latency_us=1e6, table_group=4, sync_every=5)).seconds.table_sync
+    assert groups - plan_of(assumptions=assume(table_group=4, sync_every=5)).seconds.table_sync == pytest.approx(2 / 5)
+    assert plan_of(1, assume(dp_shard=1, latency_us=1e6)).step.exposed == 0
+
+
+def test_a_step_is_split_by_two_batches() -> None:
+    """3 s and 2 ms an example; a step that grows faster than its batch has no fixed part."""
+    assert fixed_and_rate((100, 3.2), (400, 3.8)) == pytest.approx((3.0, 500.0))
+    assert fixed_and_rate((100, 0.1), (400, 0.8)) == pytest.approx((0.0, 500.0))
+    with pytest.raises(ValueError, match="no rate follows"):
+        fixed_and_rate((100, 3.2), (400, 3.2))
 
 
 def test_groups_of_tables_are_averaged_now_and_then() -> None:
