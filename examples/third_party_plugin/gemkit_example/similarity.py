@@ -31,7 +31,7 @@ class SimilarityPreserving(TransferStrategy):
 
     Paper: Similarity-Preserving Knowledge Distillation (arXiv 1907.09682), equations 1 to 4.
     Differs: cosine similarities, where the paper normalises each row of the similarity matrix; codes of the teacher's
-        readout, where the paper has the layer itself.
+        readout, where the paper has the layer itself; with several processes, pairs within the share of each.
     """
 
     reads_codes = True
@@ -51,7 +51,7 @@ class SimilarityPreserving(TransferStrategy):
         known = teacher.known.amax(1)
         pairs = known.unsqueeze(0) * known.unsqueeze(1)
         differences = similarities(student.readout) - similarities(teacher.codes)
-        return self.weight * (differences.square() * pairs).sum() / pairs.sum().clamp(min=1)
+        return self.weight * (differences.square() * pairs).sum() / self.mean(pairs.sum()).clamp(min=1)
 
 
 def similarities(readout: Tensor) -> Tensor:
