@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
+import itertools
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gemkit.config.build import to_yaml
 from gemkit.config.run import RunConfig
 from gemkit.interfaces import ParallelBackend
 from gemkit.registry import Registry
-from gemkit.runs.files import write_text
 from gemkit.runs.folder import RunFolder
 from gemkit.runs.keeping import remove_leftovers
 from gemkit.runs.lock import locked
@@ -50,7 +50,8 @@ def open_folder(
     if backend.rank:
         path, resumed = backend.broadcast(None)
         return Opened(RunFolder(Path(path)), resumed)
-    resume = resume or _before_restart(run)
+    launch = _Launch(run)
+    resume = resume or launch.folder()
     if resume is None:
         owners = [registry.plugin_of(kind, config.name) for kind, config in run.components()]
         plugins = {plugin: version for plugin, _, version in owners}
@@ -60,27 +61,43 @@ def open_folder(
     resources.enter_context(locked(folder.path))
     resources.enter_context(logged(folder.path, progress))
     remove_leftovers(folder.path)
-    _remember_for_restart(run, folder)
+    launch.remember(folder)
     backend.broadcast((str(folder.path), resume is not None))
     return Opened(folder, resume is not None)
 
 
-def _before_restart(run: RunConfig) -> Path | None:
-    """The folder of the processes that torchrun has replaced by these, if it has (`--max-restarts`)."""
-    path = _pointer(run)
-    if path is None or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not path.exists():
+class _Launch:
+    """What the processes of one launch of torchrun share, on all machines: its agents' store.
+
+    The store outlives the processes that `--max-restarts` replaces. Which of them were replaced nobody says reliably:
+    where a process of another machine died, those of this one are started again without being counted as restarted.
+    """
+
+    def __init__(self, run: RunConfig) -> None:
+        self.store = _agents_store()
+        # A process may train several runs one after the other, and so does the one that takes its place.
+        self.key = f"{next(_OPENED)}/{hashlib.sha256(to_yaml(run).encode()).hexdigest()}"
+
+    def folder(self) -> Path | None:
+        """Where processes that these have replaced were training this run."""
+        if self.store is None or not self.store.check([self.key]):
+            return None
+        return Path(self.store.get(self.key).decode())
+
+    def remember(self, folder: RunFolder) -> None:
+        if self.store is not None:
+            self.store.set(self.key, str(folder.path))
+
+
+_OPENED = itertools.count()
+"""Runs that this process has opened."""
+
+
+def _agents_store() -> Any:
+    """None outside of torchrun."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    return Path(json.loads(path.read_text(encoding="utf-8"))["folder"])
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-
-def _remember_for_restart(run: RunConfig, folder: RunFolder) -> None:
-    path = _pointer(run)
-    if path is not None:
-        write_text(path, json.dumps({"folder": str(folder.path)}) + "\n")
-
-
-def _pointer(run: RunConfig) -> Path | None:
-    """Where a launch of torchrun notes its folder: its agent, our parent, outlives the processes that it restarts."""
-    launch = os.environ.get("TORCHELASTIC_RUN_ID")
-    name = "".join(c if c.isalnum() else "-" for c in f"{launch}-{os.getppid()}")
-    return None if launch is None else Path(run.runs) / f".torchrun-{name}.json"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return PrefixStore("gemkit/runs", TCPStore(address, port, is_master=False))

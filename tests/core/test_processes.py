@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from gemkit.data.loader import Loader
 from gemkit.registry import load_registry
+from gemkit.runs import opening
 from gemkit.runs.balance import LoadBalance
 from gemkit.runs.opening import open_folder
 from gemkit.session import open_dataset
@@ -56,29 +59,30 @@ def test_one_process_has_nothing_to_compare() -> None:
 def test_processes_that_were_started_again_go_on_with_their_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, registry = tiny_run(tmp_path), load_registry()
+    registry, agents = load_registry(), [TCPStore("localhost", 0, is_master=True) for _ in range(2)]
 
-    def opened(restart: int | None, launch: str = "a/b") -> Any:
-        for name, value in (("RUN_ID", launch), ("RESTART_COUNT", str(restart))):
-            if restart is None:
-                monkeypatch.delenv(f"TORCHELASTIC_{name}", raising=False)
-            else:
-                monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
-        backend = Alone()
+    def opened(launch: int | None, *words: str, new: bool = True) -> Any:
+        """The folder that a process of a launch opens, a new process or the one before."""
+        if new:
+            monkeypatch.setattr(opening, "_OPENED", itertools.count())
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(launch is not None))
+        if launch is not None:
+            monkeypatch.setenv("MASTER_ADDR", "localhost")
+            monkeypatch.setenv("MASTER_PORT", str(agents[launch].port))
+        run, backend = tiny_run(tmp_path, *words), Alone()
         with contextlib.ExitStack() as resources:
             found = open_folder(run, registry, backend, None, ["gemkit", "train"], silent(), resources)  # type: ignore[arg-type]
         assert backend.said == [(str(found.folder.path), found.resumed)]  # the others are told
         return found
 
-    first = opened(0)
-    assert not first.resumed
-    assert opened(1) == first._replace(resumed=True)
-    assert opened(2) == first._replace(resumed=True)
-    new, other, by_hand = opened(0), opened(1, launch="another"), opened(None)
-    assert not (new.resumed or other.resumed or by_hand.resumed)
-    assert len({first.folder, new.folder, other.folder, by_hand.folder}) == 4
-    assert opened(1) == new._replace(resumed=True)
-    assert len(list(Path(run.runs).glob(".torchrun-a-b-*.json"))) == 1
+    first, second = opened(0), opened(0, new=False)
+    assert not (first.resumed or second.resumed)
+    assert opened(0) == first._replace(resumed=True)
+    assert opened(0, new=False) == second._replace(resumed=True)
+    other_run, other_launch, by_hand = opened(0, "seed=9"), opened(1), opened(None)
+    assert not (other_run.resumed or other_launch.resumed or by_hand.resumed)
+    assert len({one.folder for one in (first, second, other_run, other_launch, by_hand)}) == 5
+    assert opened(1) == other_launch._replace(resumed=True)
 
 
 def test_losses_of_shares_add_up_to_that_of_the_global_batch(tmp_path: Path) -> None:

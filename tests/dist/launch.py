@@ -6,8 +6,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +19,51 @@ from gemkit.runs.folder import RunFolder
 HERE = Path(__file__).resolve().parent
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
 def torchrun(processes: int, *words: str, timeout_s: float = 300.0, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs a script in `processes` processes, one thread each; what it leaves behind when time is up is killed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", str(processes), *words]
+    (done,) = _started([command], timeout_s, env)
+    return done
+
+
+def torchrun_on_machines(
+    machines: int, processes: int, *words: str, restarts: int = 0, timeout_s: float = 300.0
+) -> list[subprocess.CompletedProcess[str]]:
+    """The same as on several machines, as examples/cluster/train.sbatch does it: an agent for each, all of them here."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [*TORCHRUN, f"--nnodes={machines}", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    command += ["--rdzv-backend=c10d", "--rdzv-id=job", f"--rdzv-endpoint=localhost:{port}", *words]
+    return _started(machines * [command], timeout_s, {})
+
+
+def _started(
+    commands: list[list[str]], timeout_s: float, env: dict[str, str]
+) -> list[subprocess.CompletedProcess[str]]:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **env}
-    process = subprocess.Popen(
-        [*command, *words],
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, _ = process.communicate(timeout=timeout_s)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return subprocess.CompletedProcess(command, process.returncode, out, "")
+    with contextlib.ExitStack() as files:
+        outs = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        running = [
+            subprocess.Popen(words, env=variables, stdout=out, stderr=out, text=True, start_new_session=True)
+            for words, out in zip(commands, outs, strict=True)
+        ]
+        end = time.monotonic() + timeout_s
+        try:
+            for process in running:
+                process.wait(max(0.0, end - time.monotonic()))
+        finally:
+            for process in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        done = []
+        for process, words, out in zip(running, commands, outs, strict=True):
+            out.seek(0)
+            done.append(subprocess.CompletedProcess(words, process.returncode, out.read(), ""))
+        return done
 
 
 def train_in(processes: int, folder: Path, jobs: list[dict[str, Any]], **options: Any) -> None:

@@ -2,8 +2,8 @@
 
 python -m torch.distributed.run --nproc-per-node N train_worker.py JOBS.json
 
-Each job: `data` (folder of the synthetic data set), `runs`, `overrides`, and perhaps `resume` (a run folder) and
-`stop_at` (a step after which one process, not the first, is asked to stop). Into `runs`, each process writes which blocks
+Each job: `data` (folder of the synthetic data set), `runs`, `overrides`, and perhaps `resume` (a run folder),
+`stop_at` (a step after which the last process is asked to stop) and `die_at` (one after which it is killed, once). Into `runs`, each process writes which blocks
 it recomputed and what PyTorch traced; the compiler proper, which would take minutes, is left out.
 """
 
@@ -46,7 +46,10 @@ def run_job(job: dict[str, Any], registry: Registry) -> None:
     with contextlib.ExitStack() as resources:
         training = Training(run, registry, resume, silent(), ["gemkit", "train"], resources)
         if "stop_at" in job:
-            _stop_after(training, job["stop_at"])
+            _signal_after(training, job["stop_at"], signal.SIGTERM)
+        died = Path(f"{job['runs']}.died")
+        if "die_at" in job and not died.exists():
+            _signal_after(training, job["die_at"], signal.SIGKILL, died)
         with training.stop:
             training.fit()
             training.finish()
@@ -54,16 +57,19 @@ def run_job(job: dict[str, Any], registry: Registry) -> None:
     (Path(job["runs"]) / f"process{training.backend.rank}.json").write_text(json.dumps(done), encoding="utf-8")
 
 
-def _stop_after(training: Training, step: int) -> None:
+def _signal_after(training: Training, step: int, number: signal.Signals, note: Path | None = None) -> None:
+    """The last process sends itself a signal after a step, and leaves a note before."""
     inner = training.step
 
-    def step_and_ask(batches: Any) -> Any:
+    def step_and_signal(batches: Any) -> Any:
         loss = inner(batches)
         if training.state.step == step and training.backend.rank == training.backend.world_size - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            if note is not None:
+                note.touch()
+            os.kill(os.getpid(), number)
         return loss
 
-    training.step = step_and_ask  # type: ignore[method-assign]
+    training.step = step_and_signal  # type: ignore[method-assign]
 
 
 def main() -> None:
