@@ -25,7 +25,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 def torchrun(processes: int, *words: str, timeout_s: float = 300.0, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs a script in `processes` processes, one thread each; what it leaves behind when time is up is killed."""
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", str(processes), *words]
-    (done,) = _started([command], timeout_s, env)
+    (done,) = _started([(command, env)], timeout_s)
     return done
 
 
@@ -38,18 +38,29 @@ def torchrun_on_machines(
         port = free.getsockname()[1]
     command = [*TORCHRUN, f"--nnodes={machines}", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
     command += ["--rdzv-backend=c10d", "--rdzv-id=job", f"--rdzv-endpoint=localhost:{port}", *words]
-    return _started(machines * [command], timeout_s, {})
+    return _started(machines * [(command, {})], timeout_s)
+
+
+def srun(machines: int, *words: str, timeout_s: float = 300.0) -> list[subprocess.CompletedProcess[str]]:
+    """Runs a script in a process for each machine, in the variables that SLURM sets; all of them here."""
+    tasks = {"SLURM_NTASKS": str(machines), "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": str(machines)}
+    tasks |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NAME": "ads", "SLURM_NODELIST": "localhost"}
+    jobs = [
+        ([sys.executable, *words], tasks | {"SLURM_PROCID": str(i), "SLURM_LOCALID": "0", "SLURM_NODEID": str(i)})
+        for i in range(machines)
+    ]
+    return _started(jobs, timeout_s)
 
 
 def _started(
-    commands: list[list[str]], timeout_s: float, env: dict[str, str]
+    commands: list[tuple[list[str], dict[str, str]]], timeout_s: float
 ) -> list[subprocess.CompletedProcess[str]]:
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **env}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     with contextlib.ExitStack() as files:
         outs = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
         running = [
-            subprocess.Popen(words, env=variables, stdout=out, stderr=out, text=True, start_new_session=True)
-            for words, out in zip(commands, outs, strict=True)
+            subprocess.Popen(words, env=variables | own, stdout=out, stderr=out, text=True, start_new_session=True)
+            for (words, own), out in zip(commands, outs, strict=True)
         ]
         end = time.monotonic() + timeout_s
         try:
@@ -60,7 +71,7 @@ def _started(
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
         done = []
-        for process, words, out in zip(running, commands, outs, strict=True):
+        for process, (words, _), out in zip(running, commands, outs, strict=True):
             out.seek(0)
             done.append(subprocess.CompletedProcess(words, process.returncode, out.read(), ""))
         return done

@@ -1,12 +1,13 @@
-"""Two machines, each with an agent of torchrun and two processes: they train as one process does, and come back."""
+"""Two machines, imitated on this one: their processes train as one does, and come back when one has died."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from launch import HERE, losses, only_run, torchrun_on_machines
+from launch import HERE, losses, only_run, srun, torchrun_on_machines
 from train_worker import run_job
 
 from gemkit.registry import load_registry
@@ -18,16 +19,37 @@ STEPS = ["train.max_steps=8", "train.checkpoint_every=2", "tokenizer.dropout=0",
 RTOL = 2e-5
 
 
-def test_a_process_of_the_second_machine_dies(tmp_path: Path) -> None:
-    """Its own agent counts that as a restart, the first machine's does not; both go on with the run's folder."""
-    one = {"data": str(tmp_path / "data"), "runs": str(tmp_path / "one"), "overrides": STEPS}
-    run_job(one, load_registry())
-    words = [*STEPS, "parallel=hsdp", "parallel.replicate_below=10"]
-    job = one | {"runs": str(tmp_path / "four"), "overrides": words, "die_at": 5}
-    (tmp_path / "jobs.json").write_text(json.dumps([job]), encoding="utf-8")
-    done = torchrun_on_machines(2, 2, str(HERE / "train_worker.py"), str(tmp_path / "jobs.json"), restarts=1)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The job of one process, done."""
+    folder = tmp_path_factory.mktemp("machines")
+    job = {"data": str(folder / "data"), "runs": str(folder / "one"), "overrides": STEPS}
+    run_job(job, load_registry())
+    return job
+
+
+def job_file(one: dict[str, Any], name: str, *words: str, **more: Any) -> tuple[Path, str]:
+    """Where several processes train, and the file that tells them so."""
+    runs = Path(one["runs"]).with_name(name)
+    path = runs.with_suffix(".json")
+    job = one | {"runs": str(runs), "overrides": [*STEPS, *words], **more}
+    path.write_text(json.dumps([job]), encoding="utf-8")
+    return runs, str(path)
+
+
+def test_a_process_of_the_second_machine_dies(one: dict[str, Any]) -> None:
+    """Its own agent of torchrun counts that as a restart, the first machine's does not; both go on with the folder."""
+    runs, jobs = job_file(one, "four", "parallel=hsdp", "parallel.replicate_below=10", die_at=5)
+    done = torchrun_on_machines(2, 2, str(HERE / "train_worker.py"), jobs, restarts=1)
     assert [machine.returncode for machine in done] == [0, 0], done[0].stdout[-3000:] + done[1].stdout[-3000:]
-    assert (tmp_path / "four.died").exists()
-    run = only_run(tmp_path / "four")
-    assert losses(run) == pytest.approx(losses(only_run(tmp_path / "one")), rel=RTOL) and len(losses(run)) == 8
+    assert Path(f"{runs}.died").exists()
+    run = only_run(runs)
+    assert losses(run) == pytest.approx(losses(only_run(Path(one["runs"]))), rel=RTOL) and len(losses(run)) == 8
     assert (run.path / "log.txt").read_text(encoding="utf-8").count("parameters, run folder") == 2, "it did not begin again"
+
+
+def test_slurm_starts_the_processes_itself(one: dict[str, Any]) -> None:
+    runs, jobs = job_file(one, "two", "parallel=ddp")
+    done = srun(2, str(HERE / "train_worker.py"), jobs)
+    assert [machine.returncode for machine in done] == [0, 0], done[0].stdout[-3000:] + done[1].stdout[-3000:]
+    assert losses(only_run(runs)) == pytest.approx(losses(only_run(Path(one["runs"]))), rel=RTOL)
