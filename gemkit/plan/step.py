@@ -26,6 +26,9 @@ ADAMW_BYTES = 28
 IDS_MESSAGES = 3
 """Collectives in which ids are sent: how many there are for each rank, how many of each lookup, and they themselves."""
 
+AGREEMENTS = 2
+"""Collectives of a flag in each step: whether every loss is finite, and whether anybody was asked to stop."""
+
 TABLE_PASSES = 5
 """Times that a served vector crosses the memory: read and handed out; its gradient read, the row read and written."""
 
@@ -174,6 +177,7 @@ def step(
     collectives = seconds.dense + seconds.table_sync
     hidden, serial = assumptions.overlap * collectives, (1 - assumptions.overlap) * collectives
     vectors = seconds.vectors + seconds.vector_gradients
+    agreed = AGREEMENTS * 1e-6 * assumptions.latency_us if mesh.world_size > 1 else 0.0
     ahead = {"none": 0.0, "ids": seconds.ids, "vectors": seconds.embedding}[assumptions.sparse_prefetch]
     made = Step(
         products=products,
@@ -181,7 +185,7 @@ def step(
         lookups=lookups,
         fixed=1e-3 * assumptions.fixed_ms,
         hidden=hidden + ahead,
-        serial=serial + seconds.ids + vectors - ahead,
+        serial=serial + seconds.ids + vectors - ahead + agreed,
         mfu=0.0,
     )
     return dataclasses.replace(made, mfu=work.flops * batch / (peak * made.total))

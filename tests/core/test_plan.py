@@ -145,6 +145,7 @@ def test_latency_and_fixed_cost_by_hand() -> None:
     expected |= {"ids": 3, "vectors": 1, "vector_gradients": 1}
     assert waited == pytest.approx(expected)
     assert plan.step.compute == pytest.approx(plain.step.compute + 7)
+    assert plan.step.serial == pytest.approx(plain.step.serial + 2 + 2)  # vectors and gradients; two agreements
     groups = plan_of(assumptions=assume(latency_us=1e6, table_group=4, sync_every=5)).seconds.table_sync
     assert groups - plan_of(assumptions=assume(table_group=4, sync_every=5)).seconds.table_sync == pytest.approx(2 / 5)
     assert plan_of(1, assume(dp_shard=1, latency_us=1e6)).step.exposed == 0
