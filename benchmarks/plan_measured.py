@@ -1,4 +1,4 @@
-"""`gemkit plan` beside what was measured: the runs of benchmarks/parallel_speed.py on 1, 2 and 4 processes.
+"""`gemkit plan` beside what was measured: runs as those of benchmarks/parallel_speed.py on 1, 2 and 4 processes.
 
     python benchmarks/plan_measured.py
 
@@ -41,7 +41,7 @@ LAYOUTS = {1: "hsdp, 1 process", 2: "hsdp, 2 processes", 4: "hsdp, 4 processes (
 GATHERED, SMALL, REPEATS = 2**24, 256, 20
 """Bytes of the two all-gathers."""
 ROUNDS = 3
-"""Runs with each batch; the best of them counts, as in parallel_speed.py."""
+"""Runs of each kind, in turn; the best of them counts, as in parallel_speed.py."""
 
 
 def network(processes: int) -> tuple[float, float]:
@@ -75,26 +75,30 @@ def child() -> None:
     dist.destroy_process_group()
 
 
-def alone(batch: int, folder: Path) -> float:
-    """Seconds of a step of `hsdp` in one process."""
-    words = (*parallel_speed.HSDP, f"train.batch_size={batch}")
-    rates = [parallel_speed.measured(parallel_speed.train(1, words, 24, folder), 2) for _ in range(ROUNDS)]
-    return batch / max(found["examples_per_s"] for found in rates)
+def steps(batch: int, folder: Path) -> tuple[float, dict[int, float]]:
+    """Seconds of a step of `hsdp`: in one process with a quarter of the batch, and with all of it by processes."""
+    few = (1, (*parallel_speed.HSDP, f"train.batch_size={batch // 4}"))
+    kinds = {0: few} | {size: parallel_speed.LAYOUTS[name] for size, name in LAYOUTS.items()}
+    rates: dict[int, list[float]] = {size: [] for size in kinds}
+    for _ in range(ROUNDS):
+        for size, (processes, words) in kinds.items():
+            run = parallel_speed.train(processes, words, 24, folder)
+            rates[size].append(parallel_speed.measured(run, 2)["examples_per_s"])
+            print(size, rates[size], flush=True)
+    return batch // 4 / max(rates[0]), {size: batch / max(rates[size]) for size in LAYOUTS}
 
 
 def main() -> None:
     """See the module."""
-    speed = json.loads((RESULTS / "parallel_speed.json").read_text(encoding="utf-8"))
     cores, registry = os.cpu_count() or 1, load_registry()
     peak = matmul_peak("cpu", torch.float32, 1)
     with tempfile.TemporaryDirectory() as folder:
-        run = compose([*speed["run"], f"data.root={folder}"], registry)
+        run = compose([*parallel_speed.RUN, f"data.root={folder}"], registry)
         batch = run.train.batch_size
         work = workload_of(run, registry, Hypothetical(), batch)
-        steps = {size: alone(size, Path(folder)) for size in (batch // 4, batch)}
-    fixed_s, rate = fixed_and_rate(*sorted(steps.items()))
+        few_s, measured_s = steps(batch, Path(folder))
+    fixed_s, rate = fixed_and_rate((batch // 4, few_s), (batch, measured_s[1]))
     mfu = local_mfu(rate, work.flops, peak)
-    rates = {size: speed["layouts"][name]["examples_per_s"] for size, name in LAYOUTS.items()}
     plans, told = [], {}
     for size in LAYOUTS:
         bytes_per_s, latency_s = network(size) if size > 1 else (1e12, 0.0)
@@ -114,8 +118,8 @@ def main() -> None:
         planner: Any = registry.table_planner()
         plans.append(make_plan(work, gpu, size, assumed, planner, local_batch=batch // size, checkpointed=False))
         told[size] = {"gather_bytes_per_s": bytes_per_s, "latency_s": latency_s, "share_of_peak": share}
-    found = compare([Measured(world_size=n, step_s=batch / rate) for n, rate in rates.items()], plans)
-    result = {"peak_flop_per_s": peak, "local_mfu": mfu, "fixed_s": fixed_s, "alone_s": steps, "told": told}
+    found = compare([Measured(world_size=n, step_s=seconds) for n, seconds in measured_s.items()], plans)
+    result = {"peak_flop_per_s": peak, "local_mfu": mfu, "fixed_s": fixed_s, "quarter_batch_s": few_s, "told": told}
     result["compared"] = [dataclasses.asdict(row) | {"error": row.error} for row in found]
     (RESULTS / "plan_measured.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result["compared"]))
