@@ -31,6 +31,7 @@ MAY_CHANGE = {
     "train.compile_cache",
     "train.tensorboard",
     "train.save_predictions",
+    "train.autoresume",
     "train.checkpoint_every",
     "train.checkpoint_activations",
     "train.activation_budget",

@@ -54,6 +54,11 @@ class TrainConfig(Config):
     async_checkpoints: bool = option(
         False, "Copy a checkpoint and train on while it is written; takes the memory of one more (or two)."
     )
+    autoresume: bool = option(
+        False,
+        "Go on with the newest run of this very config in `runs`, unless it has come to its end: for schedulers that "
+        "start a job again.",
+    )
     keep_checkpoints: int = option(
         1, "Older checkpoints that are kept beside best and last, in case the last is damaged.", ge=0
     )

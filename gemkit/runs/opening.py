@@ -13,7 +13,7 @@ from gemkit.config.build import to_yaml
 from gemkit.config.run import RunConfig
 from gemkit.interfaces import ParallelBackend
 from gemkit.registry import Registry
-from gemkit.runs.folder import RunFolder
+from gemkit.runs.folder import CONFIG, METRICS, RunFolder
 from gemkit.runs.keeping import remove_leftovers
 from gemkit.runs.lock import locked
 from gemkit.runs.log import logged
@@ -51,7 +51,7 @@ def open_folder(
         path, resumed = backend.broadcast(None)
         return Opened(RunFolder(Path(path)), resumed)
     launch = _Launch(run)
-    resume = resume or launch.folder()
+    resume = resume or launch.folder() or (_interrupted(run) if run.train.autoresume else None)
     if resume is None:
         owners = [registry.plugin_of(kind, config.name) for kind, config in run.components()]
         plugins = {plugin: version for plugin, _, version in owners}
@@ -64,6 +64,16 @@ def open_folder(
     launch.remember(folder)
     backend.broadcast((str(folder.path), resume is not None))
     return Opened(folder, resume is not None)
+
+
+def _interrupted(run: RunConfig) -> Path | None:
+    """The newest run of this config, if it has not come to its end."""
+    config = to_yaml(run)
+    for path in sorted(Path(run.runs).glob("[!.]*"), reverse=True):  # names begin with the time
+        stored = path / CONFIG
+        if stored.is_file() and stored.read_text(encoding="utf-8") == config:
+            return None if (path / METRICS).exists() else path
+    return None
 
 
 class _Launch:

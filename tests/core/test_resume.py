@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -114,6 +115,16 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert inspect_run(folder.path)["step"] == done
     train(run, load_registry(), folder.path, progress=silent())
     assert_same(folder, whole)
+
+
+def test_the_same_sentence_goes_on_with_a_run_that_has_not_ended(data: Path, tmp_path: Path, whole: RunFolder) -> None:
+    run = tiny_run(data, *OVERRIDES, "train.autoresume=true", f"runs={tmp_path}")
+    folder, _ = stopped(run, "step", 4)
+    train(dataclasses.replace(run, seed=run.seed + 1), load_registry(), progress=silent())  # newer, another run
+    train(run, load_registry(), progress=silent())
+    assert len(list(tmp_path.iterdir())) == 2 and without_times(folder.rows()) == without_times(whole.rows())
+    train(run, load_registry(), progress=silent())  # that one has come to its end
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_run_with_teachers_resumes_too(data: Path, tmp_path: Path) -> None:
