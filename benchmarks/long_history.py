@@ -63,7 +63,7 @@ def one(name: str, seed: int, work: Path) -> dict[str, Any]:
 def main() -> None:
     """Runs all and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(1, 11)))
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "long_history")
     options = parser.parse_args()
