@@ -313,6 +313,7 @@ class TransferStrategy(nn.Module):
 
         Shape: any -> the same, without a gradient.
         """
+        values = values.detach()
         return values if self.processes is None else self.processes.mean(values)
 
     def answer(self, batch: Batch) -> Answers | None:

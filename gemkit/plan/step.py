@@ -136,8 +136,7 @@ def traffic(
     units = len(work.units)
 
     def wait(collectives: float, among: Group) -> float:
-        """Latency of so many; nobody waits for itself."""
-        return collectives * 1e-6 * assumptions.latency_us if among.size > 1 else 0.0
+        return _latency_s(collectives, among.size, assumptions)
 
     return (
         Traffic(
@@ -177,7 +176,7 @@ def step(
     collectives = seconds.dense + seconds.table_sync
     hidden, serial = assumptions.overlap * collectives, (1 - assumptions.overlap) * collectives
     vectors = seconds.vectors + seconds.vector_gradients
-    agreed = AGREEMENTS * 1e-6 * assumptions.latency_us if mesh.world_size > 1 else 0.0
+    agreed = _latency_s(AGREEMENTS, mesh.world_size, assumptions)
     ahead = {"none": 0.0, "ids": seconds.ids, "vectors": seconds.embedding}[assumptions.sparse_prefetch]
     made = Step(
         products=products,
@@ -189,3 +188,8 @@ def step(
         mfu=0.0,
     )
     return dataclasses.replace(made, mfu=work.flops * batch / (peak * made.total))
+
+
+def _latency_s(collectives: float, ranks: int, assumptions: Assumptions) -> float:
+    """Of so many collectives; a rank alone waits for nobody."""
+    return collectives * 1e-6 * assumptions.latency_us if ranks > 1 else 0.0
