@@ -32,7 +32,7 @@ def torchrun(processes: int, *words: str, timeout_s: float = 300.0, **env: str) 
 def torchrun_on_machines(
     machines: int, processes: int, *words: str, restarts: int = 0, timeout_s: float = 300.0
 ) -> list[subprocess.CompletedProcess[str]]:
-    """The same as on several machines, as examples/cluster/train.sbatch does it: an agent for each, all of them here."""
+    """The same as on several machines, as examples/cluster/train.sbatch does it: an agent for each, all here."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -59,9 +59,9 @@ def steps(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, steps: int) -> dict[str, Path]:
     """Folders with one run each: those of one process here, those of four in one start of four processes."""
-    # Adam divides a gradient that is zero but for rounding by its own size; with a larger epsilon it stays next to zero.
-    # Runs that differ by rounding stay 1e-7 apart until an input of some ReLU is so near to zero that rounding decides on
-    # which side it is: then they are 1e-3 apart soon. With small steps of the tables that is rare.
+    # Adam divides a gradient that is zero but for rounding by its own size; with a larger epsilon it stays next to
+    # zero. Runs that differ by rounding stay 1e-7 apart until an input of some ReLU is so near to zero that rounding
+    # decides on which side it is: then they are 1e-3 apart soon. With small steps of the tables that is rare.
     whole = [f"train.max_steps={steps}", "train.epochs=10", "optimizer.lr=2e-3", "optimizer.eps=1e-4"]
     whole.append("optimizer.embedding_lr=2e-3")
     folder = tmp_path_factory.mktemp("parity")

@@ -3,8 +3,9 @@
 python -m torch.distributed.run --nproc-per-node N train_worker.py JOBS.json
 
 Each job: `data` (folder of the synthetic data set), `runs`, `overrides`, and perhaps `resume` (a run folder),
-`stop_at` (a step after which the last process is asked to stop) and `die_at` (one after which it is killed, once). Into `runs`, each process writes which blocks
-it recomputed and what PyTorch traced; the compiler proper, which would take minutes, is left out.
+`stop_at` (a step after which the last process is asked to stop) and `die_at` (one after which it is killed, once).
+Into `runs`, each process writes which blocks it recomputed and what PyTorch traced; the compiler proper, which would
+take minutes, is left out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from gemkit.registry import Registry, load_registry
 from gemkit.runs.stopping import Stopped
 from gemkit.testing.runs import silent, tiny_run
 from gemkit.train import Training
-
 
 VARIABLES: list[int] = []
 """Of each graph that was traced: numbers that it takes for variables, as it should sizes of batches alone."""
