@@ -361,6 +361,17 @@ class EmbeddingTables(nn.Module, ABC):
     prefetches: bool = False
     """Whether training calls `prefetch`."""
 
+    copy: int = 0
+    copies: int = 1
+    """Groups of processes that hold all tables once each: which one this process is of, and how many there are."""
+
+    apart: frozenset[str] = frozenset()
+    """Tables whose copies differ now."""
+
+    def average(self) -> None:
+        """Makes the copies that are apart alike: each takes the mean of all."""
+        return
+
     def prefetch(self, ids: Mapping[str, Tensor]) -> None:
         """The ids of a batch that comes later, the mapping that `forward` will get: their exchange may begin."""
         return
@@ -370,7 +381,7 @@ class EmbeddingTables(nn.Module, ABC):
         return
 
     def weight_pieces(self) -> dict[str, Pieces]:
-        """What this process holds of each table; every process names all of them."""
+        """What this process holds of each table, which every process names. Of copies, the first is saved."""
         return {name: pieces_of(values) for name, values in self.tables().items()}
 
     def state_pieces(self) -> dict[str, Pieces]:

@@ -19,9 +19,10 @@ from gemkit.interfaces import ParallelBackend, TransferStrategy
 from gemkit.pieces import Pieces, fill, pieces_of
 from gemkit.runs import checkpoint, keeping, nested, rng
 from gemkit.runs.checkpoint import Stored
+from gemkit.runs.copies import load_copies, pieces_of_copies, pieces_of_tables
 from gemkit.runs.optimizers import load_optimizer
 from gemkit.runs.saver import Saver
-from gemkit.session import Model, check_fingerprint
+from gemkit.session import TABLES, Model, check_fingerprint
 
 SQUARES, TRANSFER, LOSSES = "table_squares.", "transfer.", "losses"
 
@@ -112,6 +113,7 @@ class TrainingState:
         tensors[LOSSES] = pieces_of(self.backend.mean(losses), first)
         counters = {name: getattr(self, name) for name in self._counters}
         state = self._header() | {"counters": counters, "rest": rest, "world_size": self.backend.world_size}
+        state["copies"] = self.model.embeddings.copies
         before, step, keep = self._saved_step, self.step, self.model.run.train.keep_checkpoints
 
         def publish(main: dict[str, Tensor], parts: dict[str, Any]) -> None:
@@ -164,6 +166,7 @@ class TrainingState:
         self.model.load_weights(tensors, where)
         for name, pieces in self.model.embeddings.state_pieces().items():
             fill(pieces, tensors, SQUARES + name)
+        load_copies(self.model.embeddings, tensors, state.get("copies", 1), TABLES, SQUARES)
         self.snapshot_s = max(self.snapshot_s, int(state["snapshot_s"]))
 
     def save_best(self, folder: Path) -> None:
@@ -192,8 +195,9 @@ class TrainingState:
         return held + optimizers + 1_000_000
 
     def _pieces(self) -> dict[str, Pieces]:
-        pieces = self.model.weights()
-        pieces |= {SQUARES + name: held for name, held in self.model.embeddings.state_pieces().items()}
+        tables = self.model.embeddings
+        pieces = self.model.weights() | pieces_of_tables(tables, TABLES, SQUARES)
+        pieces |= pieces_of_copies(tables, TABLES, SQUARES)
         if self.transfer:
             first = self.backend.rank == 0
             pieces |= {TRANSFER + name: pieces_of(value, first) for name, value in self.transfer.state_dict().items()}

@@ -166,6 +166,7 @@ class Training(Prepared):
     def validate(self) -> None:
         """Metrics of the validation split; keeps the best checkpoint and writes the last."""
         state, monitor = self.state, self.run.train.monitor
+        self.model.embeddings.average()
         with self.clock.paused(), self.progress.task("validate", total=len(self.dataset.split("valid"))) as bar:
             metrics = evaluate_split(self.model, self.valid, self.backend, self.collector, self.advance(bar))
             self.record("valid", {"examples": state.examples} | metrics)

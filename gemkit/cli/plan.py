@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     assumptions, tables = (_config(cls, args) for cls in (Assumptions, Hypothetical))
     sizes = _sizes(args.world_size)
     config = compose(args.overrides, registry, args.config_dir)
-    assumptions = assumptions.for_run(config.train.precision)
+    assumptions = assumptions.for_run(config)
     gpu = _gpu(args.gpu, assumptions, config)
     for size in sizes:
         mesh_of(size, gpu, assumptions)  # before anything takes long

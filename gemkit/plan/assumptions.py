@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from gemkit.config.fields import Config, option
+from gemkit.config.run import RunConfig
 from gemkit.errors import GemkitError
 from gemkit.plan.gpus import Gpu
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-"""Of a number."""
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "run": 4}
+"""Of a number; where no run has decided, of fp32."""
 
 LARGEST_GROUP = 256
 """GPUs over which tables are sharded unless told otherwise: TorchRec's planner takes minutes for more."""
@@ -50,9 +51,16 @@ class Assumptions(Config):
         ge=1,
     )
     sync_every: int = option(10, "Steps between averages of the tables of all groups.", ge=1)
-    table_dtype: str = option("fp32", "Numbers of the embedding tables.", choices=("fp32", "fp16"))
+    table_dtype: str = option(
+        "run",
+        "Numbers of the embedding tables; run: of parallel.embedding_precision.",
+        choices=("run", "fp32", "fp16"),
+    )
     exchange_dtype: str = option(
-        "fp32", "Numbers of embedding vectors and gradients on the network.", choices=("fp32", "bf16", "fp16")
+        "run",
+        "Numbers of embedding vectors and gradients on the network; run: of parallel.exchange_precision, fp32 if its "
+        "backend has no such option.",
+        choices=("run", "fp32", "bf16", "fp16"),
     )
     gather_dtype: str = option(
         "run",
@@ -68,14 +76,20 @@ class Assumptions(Config):
     intra_gb_per_s: float | None = option(None, "A GPU to others of its node, in one direction.", gt=0)
     inter_gb_per_s: float | None = option(None, "A GPU to other nodes, in one direction.", gt=0)
 
-    def for_run(self, precision: str) -> Assumptions:
+    def for_run(self, run: RunConfig) -> Assumptions:
         """With what the run decides."""
-        return dataclasses.replace(self, gather_dtype=precision) if self.gather_dtype == "run" else self
+        half = getattr(run.parallel, "exchange_precision", "fp32") == "half"
+        decided = {
+            "gather_dtype": run.train.precision,
+            "table_dtype": getattr(run.parallel, "embedding_precision", "fp32"),
+            "exchange_dtype": "fp16" if half else "fp32",
+        }
+        return dataclasses.replace(self, **{n: v for n, v in decided.items() if getattr(self, n) == "run"})  # type: ignore[arg-type]
 
     @property
     def gather_bytes(self) -> int:
-        """Of a number that is gathered; where no run has decided, of fp32."""
-        return BYTES.get(self.gather_dtype, BYTES["fp32"])
+        """Of a number that is gathered."""
+        return BYTES[self.gather_dtype]
 
     def on(self, gpu: Gpu, precision: str) -> Gpu:
         """The GPU with what is assumed otherwise.

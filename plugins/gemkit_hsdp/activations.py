@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemkit_kernels.fp8 import saved_in_fp8
+from gemkit_kernels.fp8.saved import LEAST, saved_in_fp8
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from gemkit_hsdp.memory import MemoryConfig
+
+
+def saving(dense: nn.Module, config: MemoryConfig, compiled: bool, gathers: bool = False) -> nn.Module:
+    """The dense part, and what `parallel.saved_activations` puts around it."""
+    return SavedInFp8(dense, compiled, gathers) if config.saved_activations == "fp8" else dense
 
 
 class SavedInFp8(nn.Module):
@@ -18,11 +25,18 @@ class SavedInFp8(nn.Module):
 
     Args:
         compiled: Whether parts of the dense part are compiled.
+        gathers: Whether the weights of its parts are gathered before these are computed (FSDP).
     """
 
-    def __init__(self, dense: nn.Module, compiled: bool) -> None:
+    def __init__(self, dense: nn.Module, compiled: bool, gathers: bool = False) -> None:
         super().__init__()
-        self.dense, self.compiled = dense, compiled
+        self.dense, self.compiled, self.gathers = dense, compiled, gathers
+        self._large = [
+            (module, name)
+            for module in dense.modules()
+            for name, weight in module.named_parameters(recurse=False)
+            if weight.numel() >= LEAST
+        ]
 
     def forward(self, *inputs: Any) -> Any:
         """Shape: as the dense part."""
@@ -31,5 +45,13 @@ class SavedInFp8(nn.Module):
             return self.dense(*inputs)
         # A batch lives anyway, so it stays exact at no cost; of what is looked up for it, gradients are wanted.
         batch = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and not x.requires_grad]
-        with saved_in_fp8(keep=[*self.dense.parameters(), *batch], same_strides=self.compiled):
+        keep: Any = (lambda: [*self._gathered(), *batch]) if self.gathers else [*self.dense.parameters(), *batch]
+        with saved_in_fp8(keep, same_strides=self.compiled):
             return self.dense(*inputs)
+
+    def _gathered(self) -> list[Tensor]:
+        """The large weights that are here as a whole now; a DTensor is one that has been cut."""
+        from torch.distributed.tensor import DTensor
+
+        weights = [getattr(module, name) for module, name in self._large]
+        return [weight for weight in weights if not isinstance(weight, DTensor)]

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from gemkit.component import component
-from gemkit.config.memory import check_fits
 from gemkit.config.run import OptimizerConfig
 from gemkit.data.schema import Schema
 from gemkit.interfaces import EmbeddingTables
+from gemkit_hsdp.activations import saving
 from gemkit_hsdp.dense import adamw
 from gemkit_hsdp.processes import Processes, ProcessesConfig
 from gemkit_hsdp.replicated import ReplicatedTables
+from gemkit_hsdp.tables import check_rows_fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,13 +43,14 @@ class DataParallel(Processes):
         return DDPStrategy(find_unused_parameters=True, **options)
 
     def build_embeddings(self, schema: Schema, dim: int, optimizer: OptimizerConfig, seed: int) -> EmbeddingTables:
-        rows = sum(t.num_embeddings for t in schema.tables)
-        check_fits(4 * rows * (dim + 1), "the embedding tables", {"size.dim": dim, "rows of the tables": rows})
-        tables = ReplicatedTables(schema, dim, optimizer.embedding_lr, optimizer.embedding_eps, seed)
+        dtype, by_chance = self.config.rows_dtype, self.config.rounds_by_chance
+        check_rows_fit(schema, dim, dtype)
+        tables = ReplicatedTables(schema, dim, optimizer.embedding_lr, optimizer.embedding_eps, seed, dtype, by_chance)
         return tables.to(self.fabric.device)
 
     def place(self, dense: nn.Module, optimizer: OptimizerConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
-        model, placed = self.fabric.setup(dense, adamw(dense, optimizer))
+        placed = adamw(dense, optimizer)
+        model, placed = self.fabric.setup(saving(dense, self.config, self.compiled), placed)
         return model, placed
 
     def clip(self, dense: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:

@@ -58,7 +58,7 @@ def _planned(tables: Sequence[TableLoad], cluster: Cluster) -> Placement:
         intra_host_bw=gpu.intra_bytes_per_s / 1000,
         inter_host_bw=gpu.inter_bytes_per_s / 1000,
     )
-    dtype = {"fp32": DataType.FP32, "fp16": DataType.FP16}[cluster.table_dtype]
+    dtype = DataType.FP16 if cluster.table_dtype == "fp16" else DataType.FP32
     configs = [
         EmbeddingConfig(
             name=t.name,

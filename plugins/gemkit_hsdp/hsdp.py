@@ -8,7 +8,6 @@ import importlib.util
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from gemkit.component import component
@@ -17,38 +16,24 @@ from gemkit.config.run import OptimizerConfig, RunConfig
 from gemkit.data.schema import Schema
 from gemkit.errors import GemkitError
 from gemkit.interfaces import EmbeddingTables
+from gemkit_hsdp.activations import saving
 from gemkit_hsdp.dense import adamw
-from gemkit_hsdp.planning import SHARDINGS, TableSharding, check_tables
+from gemkit_hsdp.planning import TablesConfig
 from gemkit_hsdp.processes import Processes, ProcessesConfig
 from gemkit_hsdp.sharded import ShardedTables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HsdpConfig(ProcessesConfig):
+class HsdpConfig(ProcessesConfig, TablesConfig):
     """Options of hybrid-sharded data parallelism with sharded tables."""
 
     name: str = "hsdp"
     dp_shard: int | None = option(
         None, "Processes over which the dense part is sharded; null: those of one machine.", ge=1
     )
-    sharding: str = option(
-        "auto",
-        "How tables are spread that `tables` does not name; auto: as TorchRec's planner says.",
-        choices=SHARDINGS,
-    )
-    tables: tuple[TableSharding, ...] = option((), "How single tables are spread.")
-    replicate_below: int = option(
-        1000, "Tables of fewer rows are held by every process (data_parallel), with sharding=auto.", ge=0
-    )
-    prefetch_ids: bool = option(
-        False, "Send the next batch's ids to the processes that hold their rows while this one is computed."
-    )
-    sparse_groups: int = option(
-        1, "Groups of processes that hold all tables once each (2-D sparse parallelism), averaged now and then.", ge=1
-    )
-    sparse_average_every: int = option(10, "Optimiser steps between averages over the groups.", ge=1)
 
     def check_run(self, run: RunConfig) -> None:
+        super().check_run(run)
         if run.size.dim % 4:
             raise GemkitError(
                 f"size.dim = {run.size.dim}, and FBGEMM's tables have rows of whole fours",
@@ -63,9 +48,8 @@ class HybridSharded(Processes):
     """FSDP2 on a mesh `dp_replicate` x `dp_shard` for the dense part, TorchRec for the tables.
 
     Paper: PyTorch FSDP (arXiv 2304.11277), its hybrid sharding; 2-D sparse parallelism (arXiv 2508.03854).
-    Differs: With `sparse_groups`, TorchRec's `DMPCollection`, which refuses CPUs, is replaced by one
-        `DistributedModelParallel` in each group and the same averages over groups, on GPUs and CPUs alike; AdaGrad is
-        not scaled by the number of groups, as that paper proposes.
+    Differs: AdaGrad is not scaled by the number of groups, as that paper proposes. On CPUs, which TorchRec's
+        `DMPCollection` refuses, groups are one `DistributedModelParallel` each, with the same averages.
     """
 
     def __init__(self, config: HsdpConfig) -> None:
@@ -85,7 +69,7 @@ class HybridSharded(Processes):
                     fix="see `gemkit doctor`, which prints the commands; or parallel=ddp",
                 )
         super().launch(run)
-        self.precision, self.compiled = run.train.precision, run.train.compile
+        self.precision = run.train.precision
         from torch.distributed.device_mesh import init_device_mesh
 
         world, config = self.world_size, self.config
@@ -99,27 +83,10 @@ class HybridSharded(Processes):
                 )
         device = self.fabric.device.type
         self.mesh = init_device_mesh(device, (world // shard, shard), mesh_dim_names=("dp_replicate", "dp_shard"))
-        self._tables_mesh = None
-        if config.sparse_groups > 1:
-            sizes = (config.sparse_groups, world // config.sparse_groups)
-            self._tables_mesh = init_device_mesh(device, sizes, mesh_dim_names=("replicas", "group"))
 
     def build_embeddings(self, schema: Schema, dim: int, optimizer: OptimizerConfig, seed: int) -> EmbeddingTables:
-        mesh, config = self._tables_mesh, self.config
-        return ShardedTables(
-            schema,
-            dim,
-            optimizer.embedding_lr,
-            optimizer.embedding_eps,
-            seed,
-            self.fabric.device,
-            check_tables(config.tables, schema),
-            config.sharding,
-            config.replicate_below,
-            config.prefetch_ids,
-            dist.group.WORLD if mesh is None else mesh.get_group("group"),
-            None if mesh is None else mesh.get_group("replicas"),
-        )
+        self.config.check_fbgemm(self.fabric.device, "parallel=ddp")
+        return ShardedTables(schema, dim, optimizer, seed, self.fabric.device, self.config)
 
     def place(self, dense: nn.Module, optimizer: OptimizerConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -136,7 +103,10 @@ class HybridSharded(Processes):
             # of batches are; with so many of them it fails (torch 2.13). FSDP itself does not read the mark.
             for module in dense.modules():
                 module._is_fsdp_managed_module = False  # type: ignore[assignment]
-        model, placed = self.fabric.setup(dense, adamw(dense, optimizer), move_to_device=False)
+        self._sharded: Any = dense
+        placed = adamw(dense, optimizer)
+        dense = saving(dense, self.config, self.compiled, gathers=True)
+        model, placed = self.fabric.setup(dense, placed, move_to_device=False)
         return model, placed
 
     def clip(self, dense: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
@@ -144,11 +114,11 @@ class HybridSharded(Processes):
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def accumulating(self, dense: nn.Module, more: bool) -> contextlib.AbstractContextManager[None]:
-        sharded: Any = dense.module  # an FSDPModule since `place`
-        sharded.set_requires_gradient_sync(not more)
+        self._sharded.set_requires_gradient_sync(not more)
         return contextlib.nullcontext()
 
     def after_step(self, step: int, embeddings: EmbeddingTables) -> None:
-        if self.config.sparse_groups > 1 and step % self.config.sparse_average_every == 0:
-            assert isinstance(embeddings, ShardedTables)
-            embeddings.average_replicas()
+        assert isinstance(embeddings, ShardedTables)
+        embeddings.have_moved()
+        if step % self.config.sparse_average_every == 0:
+            embeddings.average()

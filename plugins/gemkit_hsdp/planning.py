@@ -13,8 +13,11 @@ import torch
 import torch.distributed as dist
 
 from gemkit.config.fields import Config, option
+from gemkit.config.run import OptimizerConfig
 from gemkit.data.schema import Schema
 from gemkit.errors import GemkitError, did_you_mean
+from gemkit_hsdp.groups import Spread, over_groups
+from gemkit_hsdp.memory import MemoryConfig
 
 RESERVED = 0.15
 """Share of a device's memory that the planner leaves to everything but tables."""
@@ -28,6 +31,40 @@ class TableSharding(Config):
 
     table: str = option("", "Table.")
     sharding: str = option("auto", "How.", choices=SHARDINGS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TablesConfig(MemoryConfig):
+    """How tables are spread over processes."""
+
+    sharding: str = option(
+        "auto",
+        "How tables are spread that `tables` does not name; auto: as TorchRec's planner says.",
+        choices=SHARDINGS,
+    )
+    tables: tuple[TableSharding, ...] = option((), "How single tables are spread.")
+    replicate_below: int = option(
+        1000, "Tables of fewer rows are held by every process (data_parallel), with sharding=auto.", ge=0
+    )
+    prefetch_ids: bool = option(
+        False, "Send the next batch's ids to the processes that hold their rows while this one is computed."
+    )
+    exchange_precision: str = option(
+        "fp32",
+        "What travels between processes; half: looked up rows in fp16, and their gradients in bf16, which has the "
+        "range for them (gloo knows no bf16: in fp32).",
+        choices=("fp32", "half"),
+    )
+    sparse_groups: int = option(
+        1, "Groups of processes that hold all tables once each (2-D sparse parallelism), averaged now and then.", ge=1
+    )
+    sparse_neighbours: str = option(
+        "group",
+        "Which processes are neighbours: those of a group, so that lookups stay in a machine if a group fits into one; "
+        "or the replicas, which hold the same rows, so that averages do.",
+        choices=("group", "replicas"),
+    )
+    sparse_average_every: int = option(10, "Optimiser steps between averages over the groups.", ge=1)
 
 
 def check_tables(shardings: Sequence[TableSharding], schema: Schema) -> dict[str, str]:
@@ -49,64 +86,111 @@ def check_tables(shardings: Sequence[TableSharding], schema: Schema) -> dict[str
 
 
 def sharded_tables(
-    rows: Mapping[str, int], dim: int, lr: float, eps: float, device: torch.device, how: Mapping[str, str], group: Any
-) -> Any:
-    """The tables in a `DistributedModelParallel`, as the planner spreads them."""
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    rows: Mapping[str, int],
+    dim: int,
+    optimizer: OptimizerConfig,
+    device: torch.device,
+    how: Mapping[str, str],
+    config: TablesConfig,
+) -> Spread:
+    """The tables in TorchRec's `DistributedModelParallel`, or in one for each group, as the planner spreads them.
+
+    Args:
+        rows, how: Table -> rows, and sharding.
+
+    Raises:
+        GemkitError: The planner finds no room for them.
+    """
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
     from torchrec import EmbeddingCollection, EmbeddingConfig
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
     from torchrec.distributed.model_parallel import DistributedModelParallel
-    from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
     from torchrec.distributed.types import ShardingEnv
+    from torchrec.modules.embedding_configs import DataType
 
+    dtype = {torch.float32: DataType.FP32, torch.float16: DataType.FP16}[config.rows_dtype]
     configs = [
-        EmbeddingConfig(name=name, num_embeddings=n, embedding_dim=dim, feature_names=[name])
+        EmbeddingConfig(name=name, num_embeddings=n, embedding_dim=dim, feature_names=[name], data_type=dtype)
         for name, n in rows.items()
     ]
     tables = EmbeddingCollection(tables=configs, device=torch.device("meta"))
-    world = dist.get_world_size(group)
+    fused = {
+        "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        "learning_rate": optimizer.embedding_lr,
+        "eps": optimizer.embedding_eps,
+        "output_dtype": SparseType.FP32,
+        "stochastic_rounding": config.rounds_by_chance,
+    }
+    codecs = None if config.exchange_precision == "fp32" else _codecs(device)
+    sharders = [EmbeddingCollectionSharder(fused, use_index_dedup=False, qcomm_codecs_registry=codecs)]
+    with quiet():
+        plan = _plan(tables, sharders, device, how, config)
+        if config.sparse_groups > 1:
+            side_by_side = config.sparse_neighbours == "group"
+            return over_groups(tables, plan, sharders, device, config.sparse_groups, side_by_side)
+        env = ShardingEnv.from_process_group(dist.group.WORLD)
+        return Spread(DistributedModelParallel(tables, env, device, plan, sharders))
+
+
+def _codecs(device: torch.device) -> Any:
+    """What TorchRec turns rows and gradients into before it sends them."""
+    from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
+
+    # Gradients are small, since the loss is a mean. FBGEMM can scale them for fp16, but takes that back in fp16.
+    gradients = CommType.FP32 if dist.get_backend() == "gloo" else CommType.BF16
+    return get_qcomm_codecs_registry(QCommsConfig(CommType.FP16, gradients), device=device)
+
+
+def _plan(tables: Any, sharders: list[Any], device: torch.device, how: Mapping[str, str], config: TablesConfig) -> Any:
+    """TorchRec's plan for the processes of one group; the first process makes it for all."""
+    from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+    from torchrec.distributed.planner.types import PlannerError
+
+    group = dist.get_world_size() // config.sparse_groups
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    if config.sparse_neighbours == "replicas":
+        here = max(1, here // config.sparse_groups)
     # Its other types are for several GPUs in a machine. One process has nothing to cut.
-    usual = ["table_wise", "row_wise", "column_wise"] if world > 1 else ["table_wise"]
+    usual = ["table_wise", "row_wise", "column_wise"] if group > 1 else ["table_wise"]
     constraints = {
         name: ParameterConstraints(
-            sharding_types=[how[name]] if how[name] != "auto" and world > 1 else usual, min_partition=4
+            sharding_types=[kind] if kind != "auto" and group > 1 else usual,
+            compute_kernels=["fused"],  # others cache rows, which checkpoints and averages would not see
+            min_partition=4,
         )
-        for name in rows
+        for name, kind in how.items()
     }
-    fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": lr, "eps": eps}
-    sharder = EmbeddingCollectionSharder(fused_params=fused, use_index_dedup=False)
-    with quiet():
-        here = min(int(os.environ.get("LOCAL_WORLD_SIZE", world)), world)
-        topology = Topology(world_size=world, local_world_size=here, compute_device=device.type)
-        reserved = FixedPercentageStorageReservation(RESERVED)
-        planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints, storage_reservation=reserved)
-        plan = planner.collective_plan(tables, [sharder], dist.group.WORLD)
-    _move_to(plan, dist.get_process_group_ranks(group))
-    return DistributedModelParallel(
-        tables, env=ShardingEnv.from_process_group(group), device=device, plan=plan, sharders=[sharder]
-    )
+    topology = Topology(world_size=group, local_world_size=min(here, group), compute_device=device.type)
+    reserved = FixedPercentageStorageReservation(RESERVED)
+    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints, storage_reservation=reserved)
+    try:
+        return planner.collective_plan(tables, sharders, dist.group.WORLD)
+    except PlannerError as error:
+        # Every row has its numbers, and 4 bytes of the optimiser.
+        width = config.rows_dtype.itemsize
+        needed = sum(c.num_embeddings * (c.embedding_dim * width + 4) for c in tables.embedding_configs())
+        one = topology.devices[0].storage
+        room = one.hbm if device.type == "cuda" else one.ddr
+        raise GemkitError(
+            f"TorchRec's planner finds no room for tables of {needed / 1e9:,.1f} GB on {group} processes, of whose "
+            f"{room / 1e9:,.1f} GB each it uses {1 - RESERVED:.0%} ({error.error_type.value})",
+            where="parallel",
+            fix="more processes (fewer parallel.sparse_groups), parallel.sharding=auto or row_wise, "
+            "parallel.embedding_precision=fp16, or a smaller size.dim",
+        ) from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without TorchRec's deliberations, which ask users of gemkit for what they cannot give."""
-    logger = logging.getLogger("torchrec")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torchrec", "")]
+    levels, handlers = [logger.level for logger in loggers], list(logging.root.handlers)
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         yield
     finally:
-        logger.setLevel(level)
-
-
-def _move_to(plan: Any, ranks: Sequence[int]) -> None:
-    """Changes a plan for processes 0, 1, ... into one for `ranks`, of which there are as many."""
-    from torch.distributed.remote_device import _remote_device
-
-    for parameters in plan.plan.values():
-        for how in parameters.values():
-            how.ranks = [ranks[r] for r in how.ranks]
-            for shard in how.sharding_spec.shards:
-                rank, _, device = str(shard.placement).partition("/")
-                shard.placement = _remote_device(f"rank:{ranks[int(rank.removeprefix('rank:'))]}/{device}")
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        logging.root.handlers[:] = handlers  # the first warning to the root logger adds one

@@ -13,19 +13,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gemkit.config.fields import Config, option
+from gemkit.config.fields import option
 from gemkit.config.run import RunConfig
 from gemkit.errors import GemkitError
 from gemkit.interfaces import ParallelBackend
 from gemkit_hsdp.devices import PRECISIONS, uses_cuda
 from gemkit_hsdp.meeting import join
+from gemkit_hsdp.memory import MemoryConfig
 
 if TYPE_CHECKING:
     from lightning.fabric.strategies.ddp import DDPStrategy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProcessesConfig(Config):
+class ProcessesConfig(MemoryConfig):
     """How many processes, where, and by what they speak to each other."""
 
     name: str = "processes"
@@ -52,7 +53,7 @@ class Processes(ParallelBackend):
     def launch(self, run: RunConfig) -> None:
         from lightning.fabric import Fabric
 
-        config = self.config
+        config, self.compiled = self.config, run.train.compile
         cuda = uses_cuda(config.accelerator)
         devices, self.num_nodes = self._size(cuda)
         backend = config.process_group if config.process_group != "auto" else "nccl" if cuda else "gloo"

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gemkit.pieces import Pieces, pieces_of
-from gemkit_hsdp.tables import TorchTables, _RowwiseAdagradLookup
+from gemkit_hsdp.tables import TorchTables, _RowwiseAdagradLookup, update_rows
 
 
 class ReplicatedTables(TorchTables):
@@ -39,21 +39,24 @@ class _Lookup(_RowwiseAdagradLookup):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        world = dist.get_world_size()
-        lengths = torch.zeros(world, dtype=torch.int64, device=ctx.rows.device)
+        world, tables, device = dist.get_world_size(), ctx.tables, ctx.rows.device
+        lengths = torch.zeros(world + 1, dtype=torch.int64, device=device)
         lengths[dist.get_rank()] = len(ctx.rows)
+        if tables.stochastic and dist.get_rank() == 0:
+            # Copies must round alike. The first process draws for all, from the stream that its checkpoints hold.
+            lengths[world] = torch.randint(2**62, ())
         dist.all_reduce(lengths)
-        longest = int(lengths.max())
-        every = lengths.tolist()
-        ctx.rows = torch.cat(_gathered(ctx.rows, every, longest))
-        gradient = torch.cat(_gathered(gradients[0] / world, every, longest))
-        found: tuple[Tensor | None, ...] = _RowwiseAdagradLookup.backward(ctx, gradient)
-        return found
+        *every, drawn = lengths.tolist()
+        rows = torch.cat(_gathered(ctx.rows, every))
+        gradient = torch.cat(_gathered(gradients[0] / world, every))
+        chance = torch.Generator(device).manual_seed(drawn) if tables.stochastic else None
+        update_rows(tables, ctx.weights, ctx.squares, rows, gradient, chance)
+        return None, None, None, None, None
 
 
-def _gathered(own: Tensor, lengths: list[int], longest: int) -> list[Tensor]:
+def _gathered(own: Tensor, lengths: list[int]) -> list[Tensor]:
     """Every process's rows, in order of rank."""
-    padded = own.new_zeros(longest, *own.shape[1:])
+    padded = own.new_zeros(max(lengths), *own.shape[1:])
     padded[: len(own)] = own
     parts = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(parts, padded)

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from gemkit.config.run import OptimizerConfig
 from gemkit.data.schema import Schema
 from gemkit.interfaces import EmbeddingTables
 from gemkit.pieces import Piece, Pieces
 from gemkit_hsdp.initial import fill_rows
-from gemkit_hsdp.planning import sharded_tables
+from gemkit_hsdp.planning import TablesConfig, check_tables, sharded_tables
 from gemkit_hsdp.replicated import ReplicatedTables
+from gemkit_hsdp.shards import local_shards
 
 
 class ShardedTables(EmbeddingTables):
@@ -27,34 +28,25 @@ class ShardedTables(EmbeddingTables):
     Args:
         schema: Tables, and which feature reads which.
         dim: D, the same for every table.
-        shardings: Table -> how; those that are missing, as `sharding` says.
-        replicate_below: Tables of fewer rows are held by every process, unless `shardings` names them.
-        prefetches: Whether `prefetch` sends the ids of later batches ahead.
-        group: The processes over which the tables are spread.
-        replicas: Processes that hold the same shards, if there are several groups.
+        seed: Each table starts from (seed, its name): `fill_rows`.
     """
 
     def __init__(
         self,
         schema: Schema,
         dim: int,
-        lr: float,
-        eps: float,
+        optimizer: OptimizerConfig,
         seed: int,
         device: torch.device,
-        shardings: Mapping[str, str],
-        sharding: str,
-        replicate_below: int,
-        prefetches: bool,
-        group: Any,
-        replicas: Any = None,
+        config: TablesConfig,
     ) -> None:
         super().__init__()
-        self.dim, self.prefetches, self.replicas = dim, prefetches, replicas
+        self.dim, self.prefetches = dim, config.prefetch_ids
         self._ahead: dict[int, tuple[Any, Any]] = {}
-        how = {t.name: shardings.get(t.name, sharding) for t in schema.tables}
+        named = check_tables(config.tables, schema)
+        how = {t.name: named.get(t.name, config.sharding) for t in schema.tables}
         for t in schema.tables:
-            if t.name not in shardings and sharding == "auto" and t.num_embeddings < replicate_below:
+            if t.name not in named and config.sharding == "auto" and t.num_embeddings < config.replicate_below:
                 how[t.name] = "data_parallel"
         small = [t for t in schema.tables if how[t.name] == "data_parallel"]
         large = [t for t in schema.tables if how[t.name] != "data_parallel"]
@@ -65,12 +57,21 @@ class ShardedTables(EmbeddingTables):
         self.large: Any = None
         if small:
             part = dataclasses.replace(schema, tables=tuple(small))
-            self.small = ReplicatedTables(part, dim, lr, eps, seed).to(device)
+            lr, eps = optimizer.embedding_lr, optimizer.embedding_eps
+            dtype, by_chance = config.rows_dtype, config.rounds_by_chance
+            self.small = ReplicatedTables(part, dim, lr, eps, seed, dtype, by_chance).to(device)
         if large:
             self.rows = {t.name: t.num_embeddings for t in large}
-            self.large = sharded_tables(self.rows, dim, lr, eps, device, how, group)
+            spread = sharded_tables(self.rows, dim, optimizer, device, {n: how[n] for n in self.rows}, config)
+            self.large, self.copy, self.copies = spread.tables, spread.copy, spread.copies
+            self._average = spread.average
             state = self.large.state_dict()
             self._weights = {name: state[f"embeddings.{name}.weight"] for name in self.rows}  # views of the tables
+            placed = self.large.plan.plan[""]
+            self._columns = {  # first ones of the parts of a row
+                name: sorted({shard.shard_offsets[1] for shard in placed[name].sharding_spec.shards})
+                for name in self.rows
+            }
             for name, pieces in self._large_weights().items():
                 for start, values in pieces.pieces:
                     block = torch.empty(values.shape)
@@ -141,41 +142,39 @@ class ShardedTables(EmbeddingTables):
         state = self.large.fused_optimizer.state_dict()["state"]
         for name, weights in self._large_weights().items():
             held = [m for n, m in state.get(f"embeddings.{name}.weight", {}).items() if n.endswith("momentum1")]
-            moments = [shard.tensor for shard in held[0].local_shards()] if held else []
-            metadata = self._weights[name].metadata().shards_metadata
-            widths = sorted({shard.shard_offsets[1] for shard in metadata})  # first columns of the parts of a row
-            apart = len(widths) > 1  # column-wise: each part of a row has an accumulator of its own
+            moments = [values for _, values in local_shards(held[0])] if held else []
+            apart = len(self._columns[name]) > 1  # column-wise: each part of a row has an accumulator of its own
             pieces = [
-                Piece((start[0], widths.index(start[1])), m.view(-1, 1)) if apart else Piece((start[0],), m.view(-1))
+                Piece((start[0], self._columns[name].index(start[1])), m.view(-1, 1))
+                if apart
+                else Piece((start[0],), m.view(-1))
                 for (start, _), m in zip(weights.pieces, moments, strict=True)
             ]
-            shape = (self.rows[name], len(widths)) if apart else (self.rows[name],)
+            shape = (self.rows[name], len(self._columns[name])) if apart else (self.rows[name],)
             found[name] = Pieces(shape, tuple(pieces), weights.saved_here)
         return found
 
-    @torch.no_grad()
-    def average_replicas(self) -> None:
-        """The mean of weights and optimiser state over the groups that hold the same shards.
+    def have_moved(self) -> None:
+        """A step has been made: each group has updated its copy by its own examples."""
+        if self.copies > 1:
+            self.apart = frozenset(self.rows)
+
+    def average(self) -> None:
+        """The mean of weights and optimiser state over the groups.
 
         Paper: two-dimensional sparse parallelism (arXiv 2508.03854), which averages both.
         """
-        if self.replicas is None:
-            return
-        world = dist.get_world_size(self.replicas)
-        for pieces in (*self._large_weights().values(), *self.state_pieces().values()):
-            for _, values in pieces.pieces:
-                dist.all_reduce(values, group=self.replicas)
-                values /= world
+        if self.apart:
+            self._average()
+            self.apart = frozenset()
 
     def _large_weights(self) -> dict[str, Pieces]:
         if self.large is None:
             return {}
-        first = self.replicas is None or dist.get_group_rank(self.replicas, dist.get_rank()) == 0
         found = {}
         for name, rows in self.rows.items():
-            shards = self._weights[name].local_shards()
-            held = tuple(Piece(tuple(s.metadata.shard_offsets), s.tensor.detach()) for s in shards)
-            found[name] = Pieces((rows, self.dim), held, first)
+            held = tuple(Piece(start, values) for start, values in local_shards(self._weights[name]))
+            found[name] = Pieces((rows, self.dim), held, saved_here=self.copy == 0)
         return found
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gemkit.config.memory import check_fits
 from gemkit.data.schema import Schema
 from gemkit.interfaces import EmbeddingTables
 from gemkit_hsdp.initial import fill_rows
@@ -74,6 +75,17 @@ class LocalTables(EmbeddingTables):
         """Where the rows lie among those of all tables. Shape: (n,) -> (n,)."""
         counted = torch.tensor(counts, device=ids.device)
         return ids + self.starts.repeat_interleave(counted, output_size=ids.shape[0])
+
+
+def check_rows_fit(schema: Schema, dim: int, dtype: torch.dtype) -> None:
+    """Whether one process has the memory for all tables.
+
+    Raises:
+        GemkitError: It has not.
+    """
+    rows = sum(t.num_embeddings for t in schema.tables)
+    needed = rows * (dim * dtype.itemsize + 4)
+    check_fits(needed, "the embedding tables", {"size.dim": dim, "rows of the tables": rows})
 
 
 WHOLE_BYTES = 2**32
@@ -187,24 +199,41 @@ class _RowwiseAdagradLookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        # Stable, so that each sum has its order; numbers of 32 bits are sorted in half the time.
-        rows = ctx.rows.int() if ctx.weights.shape[0] <= INT32_MAX else ctx.rows
-        in_order, places = rows.sort(stable=True)
-        unique, counts = torch.unique_consecutive(in_order, return_counts=True)
-        unique = unique.long()
-        # A bag holds a row's places: sums without copies of what they add up.
-        gradient = F.embedding_bag(places, gradients[0], counts.cumsum(0) - counts, mode="sum")
-        squares = torch.linalg.vector_norm(gradient, dim=1).square() / gradient.shape[1]
-        squares += ctx.squares.index_select(0, unique)
-        ctx.squares.index_copy_(0, unique, squares)
-        gradient *= (-ctx.tables.lr / (squares.sqrt() + ctx.tables.eps)).unsqueeze(1)
-        if ctx.weights.dtype == torch.float32:
-            ctx.weights.index_add_(0, unique, gradient)
-        else:
-            values = gradient.add_(ctx.weights.index_select(0, unique))
-            rounded = stochastic_half(values) if ctx.tables.stochastic else values.half()
-            ctx.weights.index_copy_(0, unique, rounded)
+        update_rows(ctx.tables, ctx.weights, ctx.squares, ctx.rows, gradients[0])
         return None, None, None, None, None
+
+
+def update_rows(
+    tables: TorchTables,
+    weights: Tensor,
+    squares: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    chance: torch.Generator | None = None,
+) -> None:
+    """Row-wise AdaGrad, in place; what was looked up several times has its gradients added up first.
+
+    Args:
+        chance: Rounding by chance draws from here; None: from PyTorch's global random stream.
+
+    Shape: weights (R, D), squares (R,), rows (n,), gradient (n, D).
+    """
+    # Stable, so that each sum has its order; numbers of 32 bits are sorted in half the time.
+    in_order, places = (rows.int() if weights.shape[0] <= INT32_MAX else rows).sort(stable=True)
+    unique, counts = torch.unique_consecutive(in_order, return_counts=True)
+    unique = unique.long()
+    # A bag holds a row's places: sums without copies of what they add up.
+    gradient = F.embedding_bag(places, gradient, counts.cumsum(0) - counts, mode="sum")
+    summed = torch.linalg.vector_norm(gradient, dim=1).square() / gradient.shape[1]
+    summed += squares.index_select(0, unique)
+    squares.index_copy_(0, unique, summed)
+    gradient *= (-tables.lr / (summed.sqrt() + tables.eps)).unsqueeze(1)
+    if weights.dtype == torch.float32:
+        weights.index_add_(0, unique, gradient)
+    else:
+        values = gradient.add_(weights.index_select(0, unique))
+        rounded = stochastic_half(values, chance) if tables.stochastic else values.half()
+        weights.index_copy_(0, unique, rounded)
 
 
 SMALLEST_EXPONENT = -13
@@ -213,10 +242,11 @@ FRACTION_BITS = 11
 """Of float16, the leading one among them."""
 
 
-def stochastic_half(values: Tensor) -> Tensor:
+def stochastic_half(values: Tensor, chance: torch.Generator | None = None) -> Tensor:
     """Each number as one of its two neighbours in float16, with odds that make it right on average.
 
-    What float16 can hold stays as it is. Chance comes from PyTorch's global random stream, which checkpoints hold.
+    What float16 can hold stays as it is. Without `chance` it is drawn from PyTorch's global random stream, which
+    checkpoints hold.
 
     Shape: any float32 -> the same.
     """
@@ -224,5 +254,6 @@ def stochastic_half(values: Tensor) -> Tensor:
         torch.ones_like(values), torch.frexp(values).exponent.clamp(min=SMALLEST_EXPONENT) - FRACTION_BITS
     )
     below = (values / step).floor_()
-    up = torch.rand_like(values) < values / step - below
+    drawn = torch.rand(values.shape, generator=chance, device=values.device)
+    up = drawn < values / step - below
     return ((below + up) * step).half()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gemkit.cli.main import main
+from gemkit.config.compose import compose
 from gemkit.errors import GemkitError
 from gemkit.plan.assumptions import Assumptions
 from gemkit.plan.communication import Group, consecutive, exchange_s, gather_s, gathered_bytes, reduce_s, strided
@@ -92,10 +93,19 @@ def test_rows_are_split_evenly() -> None:
     assert placement.bytes_of("fp16")[0] == 2 * 40 + 4 * 10
 
 
-def test_the_run_decides_in_what_is_gathered() -> None:
-    assert assume().for_run("bf16").gather_bytes == 2
-    assert assume().for_run("fp32").gather_bytes == assume().gather_bytes == 4
-    assert assume(gather_dtype="fp32").for_run("bf16").gather_bytes == 4
+def test_the_run_decides_in_what_is_gathered_held_and_sent() -> None:
+    def dtypes(assumptions: Assumptions, *words: str) -> list[str]:
+        decided = assumptions.for_run(compose(words, load_registry()))
+        return [decided.gather_dtype, decided.table_dtype, decided.exchange_dtype]
+
+    half = ["parallel=hsdp", "parallel.embedding_precision=fp16", "parallel.exchange_precision=half"]
+    assert dtypes(assume()) == dtypes(assume(), "parallel=hsdp") == ["fp32", "fp32", "fp32"]
+    assert dtypes(assume(), *half, "train.precision=bf16") == ["bf16", "fp16", "fp16"]
+    assert dtypes(assume(gather_dtype="fp32", table_dtype="fp32", exchange_dtype="bf16"), *half) == [
+        *("fp32", "fp32", "bf16"),
+    ]
+    assert dtypes(assume(), "parallel.embedding_precision=fp16") == ["fp32", "fp16", "fp32"]
+    assert assume().gather_bytes == 4
 
 
 def test_memory_by_hand() -> None:

@@ -1,21 +1,36 @@
 """One of four processes: sharded tables against the same algorithm in one process.
 
-Prints a line of JSON for each case: the largest difference of looked up rows, weights and sums of squares.
+python -m torch.distributed.run --nproc-per-node 4 tables_worker.py
+python -m torch.distributed.run --nproc-per-node 4 --no-python python -O tables_worker.py collection
+python -m torch.distributed.run --nproc-per-node 1 tables_worker.py "too large"
+
+Prints a line of JSON for each case: the largest difference of looked up rows, weights and sums of squares. With
+`collection`, groups are TorchRec's `DMPCollection`, as on GPUs: it asserts that there is one (without -O), and gives
+each shard the number of its device, which CPUs have not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from gemkit_hsdp import groups
+from gemkit_hsdp.memory import MemoryConfig
+from gemkit_hsdp.planning import TablesConfig
 from gemkit_hsdp.replicated import ReplicatedTables
 from gemkit_hsdp.sharded import ShardedTables
 from gemkit_hsdp.tables import TorchTables
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torchrec.distributed import model_parallel
+
+from gemkit.config.run import OptimizerConfig
+from gemkit.errors import GemkitError
+from gemkit.interfaces import EmbeddingTables
 
 DIM, LR, EPS, SEED, STEPS, EVERY = 8, 0.05, 1e-8, 3, 6, 2
 ROWS = {"a": 30, "b": 21, "tiny": 4}
@@ -55,81 +70,126 @@ def train(tables: Any, ids: dict[str, Tensor], gradients: dict[str, Tensor], sha
     return {f: rows.detach() for f, rows in found.items()}
 
 
-def difference(tables: ShardedTables, weights: dict[str, Tensor], squares: dict[str, Tensor]) -> float:
+def difference(tables: EmbeddingTables, weights: dict[str, Tensor], squares: dict[str, Tensor]) -> float:
     """The largest of what this process holds."""
     worst = 0.0
     for held, expected in ((tables.weight_pieces(), weights), (tables.state_pieces(), squares)):
-        assert held.keys() == expected.keys() == ROWS.keys()
+        if not held.keys() == expected.keys() == ROWS.keys():
+            raise KeyError(held.keys() ^ expected.keys())
         for name, pieces in held.items():
-            assert pieces.shape == tuple(expected[name].shape)
+            if pieces.shape != tuple(expected[name].shape):
+                raise ValueError(f"{name}: {pieces.shape}, {tuple(expected[name].shape)}")
             for start, values in pieces.pieces:
                 block = expected[name][tuple(slice(a, a + n) for a, n in zip(start, values.shape, strict=True))]
                 worst = max(worst, float((values - block).abs().max()))
     return worst
 
 
-def sharded(sharding: str, below: int, prefetches: bool = False, groups: int = 1) -> ShardedTables:
+def sharded(sharding: str, below: int, rows: dict[str, int] = ROWS, **options: Any) -> ShardedTables:
     """Sharded tables over all processes, or in groups."""
-    group, replicas = dist.group.WORLD, None
-    if groups > 1:
-        mesh = init_device_mesh("cpu", (groups, 4 // groups), mesh_dim_names=("replicas", "group"))
-        group, replicas = mesh.get_group("group"), mesh.get_group("replicas")
-    schema: Any = Tables()
-    device = torch.device("cpu")
-    return ShardedTables(schema, DIM, LR, EPS, SEED, device, {}, sharding, below, prefetches, group, replicas)
+    schema: Any = Tables(tuple(Table(*item) for item in rows.items()))
+    optimizer = OptimizerConfig(embedding_lr=LR, embedding_eps=EPS)
+    config = TablesConfig(sharding=sharding, replicate_below=below, **options)
+    return ShardedTables(schema, DIM, optimizer, SEED, torch.device("cpu"), config)
 
 
-def against_replicated(sharding: str, below: int, prefetches: bool) -> float:
+def against_replicated(sharding: str, below: int, **options: Any) -> float:
     """All steps beside tables that every process holds, whose rate changes from step to step."""
     schema: Any = Tables()
-    rank, worst = dist.get_rank(), 0.0
-    tables, whole = sharded(sharding, below, prefetches), ReplicatedTables(schema, DIM, LR, EPS, SEED)
+    rank, worst, tables = dist.get_rank(), 0.0, sharded(sharding, below, **options)
+    whole = ReplicatedTables(schema, DIM, LR, EPS, SEED, MemoryConfig(**_memory(options)).rows_dtype)
     batches = [batch_of(rank, step) for step in range(STEPS)]
     for step, (ids, gradients) in enumerate(batches):
         for each in (tables, whole):
             each.set_lr(LR * (step + 1))
-        if prefetches and step + 1 < STEPS:
+        if tables.prefetches and step + 1 < STEPS:
             tables.prefetch(batches[step + 1][0])
         found, expected = train(tables, ids, gradients), train(whole, ids, gradients)
         worst = max([worst, *(float((found[f] - expected[f]).abs().max()) for f in ids if len(ids[f]))])
     return max(worst, difference(tables, whole.tables(), whole.optimizer_state()))
 
 
-def two_dimensional(groups: int = 2) -> float:
+def _memory(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name.startswith("embedding_")}
+
+
+def two_dimensional(sharding: str, neighbours: str, **memory: Any) -> float:
     """Groups that hold all tables once each, beside a simulation of every group in this process."""
     schema: Any = Tables()
-    rank, size = dist.get_rank(), 4 // groups
-    tables = sharded("row_wise", 0, groups=groups)
-    copies = [TorchTables(schema, DIM, LR, EPS, SEED) for _ in range(groups)]
+    rank, count, size = dist.get_rank(), 2, 2
+    tables = sharded(sharding, 0, sparse_groups=count, sparse_neighbours=neighbours, **memory)
+    if isinstance(tables.large, model_parallel.DMPCollection) == bool(groups.REFUSED):
+        raise TypeError(type(tables.large))
+    dtype = MemoryConfig(**memory).rows_dtype
+    copies = [TorchTables(schema, DIM, LR, EPS, SEED, dtype) for _ in range(count)]
+    group_of = [r // size if neighbours == "group" else r % count for r in range(4)]
     for step in range(STEPS):
         train(tables, *batch_of(rank, step))
+        tables.have_moved()
         for group, copy in enumerate(copies):
-            read = [batch_of(group * size + r, step) for r in range(size)]
+            read = [batch_of(r, step) for r in range(4) if group_of[r] == group]
             ids = {f: torch.cat([own[f] for own, _ in read]) for f in FEATURES}
             train(copy, ids, {f: torch.cat([g[f] for _, g in read]) for f in FEATURES}, share=1 / size)
         if (step + 1) % EVERY == 0:
-            tables.average_replicas()
+            tables.average()
             for name in ROWS:
                 for state in ([c.tables() for c in copies], [c.optimizer_state() for c in copies]):
-                    mean = torch.stack([s[name] for s in state]).mean(0)
+                    mean = torch.stack([s[name].float() for s in state]).mean(0)
                     for s in state:
                         s[name].copy_(mean)
-    own = copies[rank // size]
+    own = copies[group_of[rank]]
     return difference(tables, own.tables(), own.optimizer_state())
+
+
+def rounded_by_chance() -> float:
+    """Copies in every process, whose rows are rounded by chance: how far they are from the first one's."""
+    schema: Any = Tables()
+    torch.manual_seed(dist.get_rank())  # streams differ, as those of a run do
+    tables = ReplicatedTables(schema, DIM, LR, EPS, SEED, torch.float16, stochastic=True)
+    nearest = ReplicatedTables(schema, DIM, LR, EPS, SEED, torch.float16)
+    for step in range(STEPS):
+        for each in (tables, nearest):
+            train(each, *batch_of(dist.get_rank(), step))
+    if torch.equal(tables.weights, nearest.weights):
+        raise ValueError("nothing was rounded by chance")
+    first = tables.weights.clone()
+    dist.broadcast(first, 0)
+    return float((tables.weights - first).abs().max())
+
+
+HALF: dict[str, Any] = {"embedding_precision": "fp16"}
+CASES: dict[str, Callable[[], float]] = {
+    "row_wise": lambda: against_replicated("row_wise", 0),
+    "table_wise": lambda: against_replicated("table_wise", 0),
+    "auto, tiny replicated": lambda: against_replicated("table_wise", 10),
+    "prefetched": lambda: against_replicated("row_wise", 0, prefetch_ids=True),
+    "fp16": lambda: against_replicated("row_wise", 10, **HALF),
+    "fp16 by chance": rounded_by_chance,
+    "sent in half": lambda: against_replicated("row_wise", 10, exchange_precision="half"),
+}
+GROUPED: dict[str, Callable[[], float]] = {
+    "two-dimensional": lambda: two_dimensional("row_wise", "group"),
+    "two-dimensional, whole tables, replicas side by side": lambda: two_dimensional("table_wise", "replicas"),
+    "two-dimensional, fp16": lambda: two_dimensional("row_wise", "replicas", **HALF),
+}
 
 
 def main() -> None:
     """All cases."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    cases = {
-        "row_wise": lambda: against_replicated("row_wise", 0, False),
-        "table_wise": lambda: against_replicated("table_wise", 0, False),
-        "auto, tiny replicated": lambda: against_replicated("table_wise", 10, False),
-        "prefetched": lambda: against_replicated("row_wise", 0, True),
-        "two-dimensional": two_dimensional,
-    }
-    for name, case in cases.items():
+    if sys.argv[1:] == ["too large"]:
+        try:
+            sharded("auto", 0, rows={"a": 10**12})
+        except GemkitError as error:
+            print(json.dumps({"what": error.what, "where": error.where, "fix": error.fix}), flush=True)
+        return
+    collection = sys.argv[1:] == ["collection"]
+    if collection:
+        groups.REFUSED = ()
+        placed = model_parallel._remote_device
+        model_parallel._remote_device = lambda place: placed(place.partition("/")[0] + "/cpu")
+    for name, case in (GROUPED if collection else CASES | GROUPED).items():
         worst = torch.tensor(case())
         dist.all_reduce(worst, dist.ReduceOp.MAX)
         if dist.get_rank() == 0:

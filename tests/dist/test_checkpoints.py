@@ -26,6 +26,7 @@ pytestmark = pytest.mark.xdist_group("processes")
 STEPS = ["train.max_steps=8", "train.epochs=10", "train.checkpoint_every=2", "optimizer.lr=2e-3", "tokenizer.dropout=0"]
 HSDP = ["parallel=hsdp", "parallel.dp_shard=2", "parallel.replicate_below=10", "train.async_checkpoints=true"]
 ROWS = [*HSDP, "parallel.sharding=row_wise"]
+GROUPS = [*ROWS, "parallel.sparse_groups=2", "parallel.sparse_average_every=3"]
 TABLES = [*HSDP, "parallel.sharding=table_wise"]
 RTOL = 2e-5
 
@@ -47,17 +48,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_job(job("one"), registry)
     with pytest.raises(Stopped):
         run_job(job("one stopped", stop_at=4), registry)
-    train_in(4, folder, [job("four", *ROWS), job("four stopped", *ROWS, stop_at=4)])
+    groups = [job("groups", *GROUPS), job("groups stopped", *GROUPS, stop_at=4)]
+    train_in(4, folder, [job("four", *ROWS), job("four stopped", *ROWS, stop_at=4), *groups])
     (folder / "resumed").mkdir()
     train_in(2, folder, [job("4 to 2", *TABLES, resume=copy("four stopped", "4 to 2"))])
     again = copy("four stopped", "4 to 4"), copy("one stopped", "1 to 4")
     train_in(4, folder, [job("4 to 4", *ROWS, resume=again[0]), job("1 to 4", *ROWS, resume=again[1])])
+    train_in(4, folder, [job("groups again", *GROUPS, resume=copy("groups stopped", "groups again"))])
+    run_job(job("groups to 1", resume=copy("groups stopped", "groups to 1")), registry)
     run_job(job("4 to 1", resume=copy("four stopped", "4 to 1")), registry)
     return folder
 
 
-def test_a_stopped_run_ends_with_the_same_bits(folder: Path) -> None:
-    whole, resumed = only_run(folder / "four"), only_run(folder / "4 to 4")
+@pytest.mark.parametrize(("name", "again"), [("four", "4 to 4"), ("groups", "groups again")])
+def test_a_stopped_run_ends_with_the_same_bits(folder: Path, name: str, again: str) -> None:
+    whole, resumed = only_run(folder / name), only_run(folder / again)
     assert losses(resumed) == losses(whole)
     for name in (keeping.BEST, keeping.LAST):
         (first, a), (second, b) = (checkpoint.load(f.checkpoints / name) for f in (whole, resumed))
@@ -75,6 +80,26 @@ def test_another_layout_goes_on_with_the_same_losses(folder: Path, name: str) ->
     assert losses(found) == pytest.approx(losses(expected), rel=RTOL)
     for task, metrics in expected.metrics()["test"].items():
         assert found.metrics()["test"][task]["logloss"] == pytest.approx(metrics["logloss"], rel=1e-4)
+
+
+def test_groups_keep_a_copy_each_between_averages(folder: Path) -> None:
+    def apart(steps: int) -> set[str]:
+        (path,) = (p for p in saved if checkpoint.summarise(p).state["counters"]["step"] == steps)
+        tensors, state = checkpoint.load(path)
+        names = {name for name in tensors if name.startswith("copies.")}
+        assert state["copies"] == 2
+        assert all(not torch.equal(tensors[name], tensors[name.removeprefix("copies.1.")]) for name in names)
+        return names
+
+    checkpoints = only_run(folder / "groups stopped").checkpoints
+    saved = [checkpoints / keeping.LAST, *keeping.older(checkpoints)]
+    tables = {"copies.1.tables.user_id", "copies.1.table_squares.user_id"}
+    assert apart(4) >= tables and apart(2) >= tables, "averages are taken after the third step"
+    tensors, state = checkpoint.load(only_run(folder / "groups").checkpoints / keeping.LAST)
+    assert state["counters"]["step"] == 8 and not [n for n in tensors if n.startswith("copies.")]
+    expected, alone = losses(only_run(folder / "groups")), losses(only_run(folder / "groups to 1"))
+    assert alone[:4] == expected[:4] and alone[4:] != expected[4:]
+    assert alone == pytest.approx(expected, rel=0.05)
 
 
 def test_blocks_lie_with_those_that_hold_them(folder: Path) -> None:

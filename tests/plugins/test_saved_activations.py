@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from gemkit_hsdp import single
+from gemkit_hsdp import activations
 from gemkit_kernels.fp8 import saved
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -139,7 +139,7 @@ def test_only_large_activations_of_training_are_cast(data: Path, tmp_path: Path,
 def test_exact_is_as_if_the_option_were_not_there(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, casts: Any
 ) -> None:
-    monkeypatch.setattr(single, "SavedInFp8", None)
+    monkeypatch.setattr(activations, "SavedInFp8", None)
     with training(data, tmp_path) as one:
         assert one.model.forward.module is one.model.dense
         one.model(next(iter(one.loader.epoch(0)))).logits.sum().backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from gemkit_kernels.fp8.op import KINDS, fp8_dequantise, fp8_quantise
+
+LEAST = 2**16
+"""Numbers in the smallest tensor that is saved in FP8, unless told otherwise."""
 
 NARROWEST = 128
 """Numbers that share a scale at least: last axes are joined until there are so many."""
@@ -55,7 +58,10 @@ class _Saved(NamedTuple):
 
 @contextmanager
 def saved_in_fp8(
-    keep: Iterable[Tensor] = (), least: int = 2**16, tiled: bool = False, same_strides: bool = False
+    keep: Iterable[Tensor] | Callable[[], Iterable[Tensor]] = (),
+    least: int = LEAST,
+    tiled: bool = False,
+    same_strides: bool = False,
 ) -> Iterator[None]:
     """Large activations of what runs inside are saved for its backward pass in FP8, in a half of bf16's memory.
 
@@ -68,13 +74,14 @@ def saved_in_fp8(
     Args:
         keep: Not touched, nor any view of them: give the parameters, `model.parameters()`. Autograd hands on saved
             tensors without saying whether they are parameters. Copies of weights that autocast has made cannot be told
-            from activations.
+            from activations. A function is asked for them at each large tensor: give one if they change, as the
+            weights that FSDP has gathered do.
         least: Numbers in the smallest tensor that is touched. It has two axes at least, and is of bf16, fp16 or fp32.
         tiled: A scale for each tile of 32 x 32 and not for each row.
         same_strides: Tensors come back with their strides, gaps included, and not without gaps: give True if code of
             `torch.compile` runs inside, which insists on them.
     """
-    kept = {x.untyped_storage()._cdata for x in keep}
+    always = set() if callable(keep) else _storages(keep)
     known: weakref.WeakValueDictionary[_Place, _Small] = weakref.WeakValueDictionary()
 
     def pack(x: Tensor) -> _Untouched | _Saved:
@@ -82,7 +89,7 @@ def saved_in_fp8(
         if x.dtype not in KINDS or x.dim() < 2 or x.numel() < least or x.layout != torch.strided:
             return untouched
         axes, memory, storage = *_in_memory(x), x.untyped_storage()
-        if memory.numel() < least or storage._cdata in kept:
+        if memory.numel() < least or storage._cdata in (_storages(keep()) if callable(keep) else always):
             return untouched
         sizes, strides = ((memory.numel(),), (1,)) if memory.is_contiguous() else (memory.shape, memory.stride())
         place = _Place(storage._cdata, int(x.storage_offset()), tuple(sizes), tuple(strides), x.dtype, x._version)
@@ -113,6 +120,10 @@ def saved_in_fp8(
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
+
+
+def _storages(tensors: Iterable[Tensor]) -> set[int]:
+    return {x.untyped_storage()._cdata for x in tensors}
 
 
 def _in_memory(x: Tensor) -> tuple[list[int], Tensor]:
