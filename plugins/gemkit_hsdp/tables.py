@@ -13,6 +13,7 @@ from gemkit.config.memory import check_fits
 from gemkit.data.schema import Schema
 from gemkit.interfaces import EmbeddingTables
 from gemkit_hsdp.initial import fill_rows
+from gemkit_hsdp.pages import zeros_in_huge_pages
 
 
 class LocalTables(EmbeddingTables):
@@ -159,8 +160,8 @@ class TorchTables(LocalTables):
 
     def _allocate(self) -> None:
         total = sum(self.sizes)
-        self.register_buffer("weights", torch.zeros(total, self.dim, dtype=self.dtype))
-        self.register_buffer("squares", torch.zeros(total))
+        self.register_buffer("weights", zeros_in_huge_pages(total, self.dim, dtype=self.dtype))
+        self.register_buffer("squares", zeros_in_huge_pages(total))
         # Autograd only runs a node's backward if one of its inputs wants a gradient.
         self.anchor = nn.Parameter(torch.zeros(()))
 
@@ -195,7 +196,10 @@ class _RowwiseAdagradLookup(torch.autograd.Function):
         ctx: Any, anchor: Tensor, weights: Tensor, squares: Tensor, rows: Tensor, tables: TorchTables
     ) -> Tensor:
         ctx.weights, ctx.squares, ctx.rows, ctx.tables = weights, squares, rows, tables
-        return F.embedding(rows, weights).float()
+        if weights.device.type != "cpu":
+            return F.embedding(rows, weights).float()
+        # Bags of one row: PyTorch's kernel for bags fetches rows ahead of time, the one for rows does not.
+        return F.embedding_bag(rows, weights, torch.arange(rows.shape[0]), mode="sum").float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
