@@ -2,11 +2,11 @@
 
     python benchmarks/parallel_kills.py [--kills 20] [--seed 1]
 
-A short run of `parallel=hsdp` on four processes, with a checkpoint every second step that is written while training
-goes on. One process, chosen by chance, is killed at a random moment: while the processes start, train, save or
-evaluate; torchrun starts all four again (`--max-restarts`), and they go on with the run's folder. The history, the
-metrics and the weights at the end are compared with those of a run that nobody killed. The result goes to
-benchmarks/results/parallel_kills.json.
+A short run of `parallel=hsdp` on four processes, two groups of which hold all tables once each and average them every
+third step, with a checkpoint every second step that is written while training goes on. One process, chosen by chance,
+is killed at a random moment: while the processes start, train, save or evaluate; torchrun starts all four again
+(`--max-restarts`), and they go on with the run's folder. The history, the metrics and the weights at the end are
+compared with those of a run that nobody killed. The result goes to benchmarks/results/parallel_kills.json.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "parallel_kills.json"
 PROCESSES = 4
 OVERRIDES = (
     *("parallel=hsdp", "parallel.dp_shard=2", "parallel.replicate_below=10", "tokenizer.dropout=0.1"),
+    *("parallel.sparse_groups=2", "parallel.sparse_average_every=3"),
     *("train.epochs=8", "train.checkpoint_every=2", "train.async_checkpoints=true", "train.batch_size=64"),
 )
 TIMES = {

@@ -1,6 +1,6 @@
 """Plans of Wukong's rows 1, 4 and 7 with 600 B embedding parameters on 256 to 4,096 GPUs.
 
-python benchmarks/plan_wukong.py    writes benchmarks/results/plan_wukong.json: what four `gemkit plan` commands say
+python benchmarks/plan_wukong.py    writes benchmarks/results/plan_wukong.json: what seven `gemkit plan` commands say
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from pathlib import Path
 from gemkit.cli.main import main as gemkit
 
 RESULTS = Path(__file__).resolve().parent / "results"
-RUNS = {"1": (1, ""), "4": (4, ""), "7": (7, ""), "7 over two nodes": (7, " --dp-shard 16")}
+BESIDE = " --table-neighbours replicas"
+RUNS = {
+    "1": (1, ""),
+    "1, replicas side by side": (1, BESIDE),
+    "4": (4, ""),
+    "4, replicas side by side": (4, BESIDE),
+    "7": (7, ""),
+    "7 over two nodes": (7, " --dp-shard 16"),
+    "7 over two nodes, replicas side by side": (7, " --dp-shard 16" + BESIDE),
+}
 """Name in the table -> row of the paper, further options."""
 OPTIONS = (
     "--gpu h100-80g --world-size 256,512,1024,2048,4096 train.precision=bf16 --local-batch 1024 "

@@ -50,6 +50,12 @@ class Assumptions(Config):
         "Groups are replicas.",
         ge=1,
     )
+    table_neighbours: str = option(
+        "run",
+        "Which GPUs of a node belong together: those of a group of tables, or the replicas, which hold the same rows; "
+        "run: as parallel.sparse_neighbours says, group if its backend has no such option.",
+        choices=("run", "group", "replicas"),
+    )
     sync_every: int = option(10, "Steps between averages of the tables of all groups.", ge=1)
     table_dtype: str = option(
         "run",
@@ -83,6 +89,7 @@ class Assumptions(Config):
             "gather_dtype": run.train.precision,
             "table_dtype": getattr(run.parallel, "embedding_precision", "fp32"),
             "exchange_dtype": "fp16" if half else "fp32",
+            "table_neighbours": getattr(run.parallel, "sparse_neighbours", "group"),
         }
         return dataclasses.replace(self, **{n: v for n, v in decided.items() if getattr(self, n) == "run"})  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ from gemkit.plan.assumptions import LARGEST_GROUP, Assumptions
 from gemkit.plan.fit import Misfit, first_misfit
 from gemkit.plan.gpus import Gpu
 from gemkit.plan.memory import Memory, memory
-from gemkit.plan.step import Mesh, Step, Traffic, step, traffic
+from gemkit.plan.step import Mesh, Step, Traffic, step, table_axes, traffic
 from gemkit.plan.tables import Cluster, Placement, TableLoad, TablePlanner
 from gemkit.plan.workload import Workload
 
@@ -82,9 +82,10 @@ def make_plan(
     # What the tables may take is what the dense part leaves; vectors are in the planner's own estimate.
     nothing = Placement(planner="", kinds={}, params=(0,), rows=(0,), served=(0.0,))
     others = memory(work, nothing, assumptions, local_batch=local_batch, dp_shard=mesh.dp_shard)
+    group, _ = table_axes(mesh, gpu, assumptions)
     cluster = Cluster(
         num_ranks=mesh.table_group,
-        gpu=gpu,
+        gpu=dataclasses.replace(gpu, per_node=group.per_node),
         table_bytes=int(usable - others.dense + others.vectors),
         local_batch=local_batch,
         table_dtype=assumptions.table_dtype,
@@ -111,7 +112,7 @@ def remembering(planner: TablePlanner) -> TablePlanner:
 
     def ask(tables: Sequence[TableLoad], cluster: Cluster) -> Placement:
         facts = (cluster.num_ranks, cluster.table_bytes, cluster.local_batch, cluster.table_dtype)
-        key = tuple(tables), facts, cluster.gpu.name
+        key = tuple(tables), facts, (cluster.gpu.name, cluster.gpu.per_node)
         if key not in known:
             known[key] = planner(tables, cluster)
         return known[key]

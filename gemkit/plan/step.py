@@ -120,12 +120,19 @@ class Mesh:
         return self.world_size // self.table_group
 
 
+def table_axes(mesh: Mesh, gpu: Gpu, assumptions: Assumptions) -> tuple[Group, Group]:
+    """The ranks that hold the tables once, and those that hold the same rows."""
+    if assumptions.table_neighbours == "replicas":
+        return strided(mesh.table_group, mesh.table_groups, gpu), consecutive(mesh.table_groups, gpu)
+    return consecutive(mesh.table_group, gpu), strided(mesh.table_groups, mesh.table_group, gpu)
+
+
 def traffic(
     work: Workload, placement: Placement, mesh: Mesh, gpu: Gpu, assumptions: Assumptions, local_batch: int
 ) -> tuple[Traffic, Traffic]:
     """Bytes, and seconds."""
     shard, replicas = consecutive(mesh.dp_shard, gpu), strided(mesh.dp_replicate, mesh.dp_shard, gpu)
-    group, groups = consecutive(mesh.table_group, gpu), strided(mesh.table_groups, mesh.table_group, gpu)
+    group, groups = table_axes(mesh, gpu, assumptions)
     parameters = 2 * assumptions.gather_bytes * work.dense_params
     gradients = BYTES[assumptions.gradient_dtype] * work.dense_params
     gradient_shard = gradients / mesh.dp_shard

@@ -35,7 +35,7 @@ class Cluster:
 
     Attributes:
         num_ranks: Ranks; the GPUs of a node follow one another.
-        gpu: What each is.
+        gpu: What each is; `per_node` of them are connected directly.
         table_bytes: Memory of each that the tables may take.
         local_batch: Examples of each rank.
         table_dtype: Numbers of the tables.

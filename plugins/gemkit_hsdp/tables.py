@@ -152,7 +152,7 @@ class FusedTables(LocalTables):
 class TorchTables(LocalTables):
     """Plain PyTorch, with the values of FBGEMM's: one concatenated table, updated by a backward of its own.
 
-    On a CPU it takes about half the time of FBGEMM's (benchmarks/results/embedding_speed.json).
+    On a CPU it takes half to three quarters of the time of FBGEMM's (benchmarks/results/embedding_speed.json).
     """
 
     weights: Tensor

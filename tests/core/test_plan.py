@@ -105,6 +105,8 @@ def test_the_run_decides_in_what_is_gathered_held_and_sent() -> None:
         *("fp32", "fp32", "bf16"),
     ]
     assert dtypes(assume(), "parallel.embedding_precision=fp16") == ["fp32", "fp16", "fp32"]
+    for words, who in (([], "group"), (["parallel=hsdp", "parallel.sparse_neighbours=replicas"], "replicas")):
+        assert assume().for_run(compose(words, load_registry())).table_neighbours == who
     assert assume().gather_bytes == 4
 
 
@@ -173,6 +175,20 @@ def test_groups_of_tables_are_averaged_now_and_then() -> None:
     plan = plan_of(assumptions=assume(table_group=4, sync_every=5))
     assert (plan.mesh.table_group, plan.mesh.table_groups) == (4, 2)
     assert plan.sent.table_sync == pytest.approx(2 * plan.memory.tables / 5 / 2)
+
+
+def test_replicas_side_by_side_average_inside_a_node() -> None:
+    """Two groups of four in nodes of four: each node holds two pairs of replicas, and half of each group."""
+    apart, beside = (
+        plan_of(assumptions=assume(table_group=4, sync_every=5, table_neighbours=who)) for who in ("run", "replicas")
+    )
+    held = beside.memory.tables / 5
+    assert beside.sent == apart.sent
+    assert apart.seconds.table_sync == pytest.approx(2 * held / 2 / GPU.inter_bytes_per_s)
+    assert beside.seconds.table_sync == pytest.approx(2 * held / 2 / GPU.intra_bytes_per_s)
+    vectors = 4 * 16 * 2 * beside.placement.imbalance
+    assert apart.seconds.vectors == pytest.approx(vectors * 3 / 4 / GPU.intra_bytes_per_s)
+    assert beside.seconds.vectors == pytest.approx(vectors * 2 / 4 / GPU.inter_bytes_per_s)
 
 
 @pytest.mark.parametrize(
