@@ -45,12 +45,25 @@ class Block(nn.Module):
         self, x: Tensor, events: Events | None, query: Tensor, earlier: list[Tensor]
     ) -> tuple[Tensor, Events | None]:
         """Shape: x (B, N, D) -> (B, N', D); events.values (T, D) -> (T, D)."""
+        eventless = self.training and events is not None and events.values.shape[0] == 0
         if self.cross is not None and events is not None:
             x, events = self.cross(x, events)
         y = x if self.interaction is None else self.interaction(x, earlier)
         if self.sequence is not None and events is not None:
             events = self.sequence(events, query)
-        return y, events
+        return (y + reached(self) if eventless else y), events
+
+
+def reached(*modules: nn.Module | None) -> Tensor:
+    """Zero, with a gradient of zero for every parameter.
+
+    Where no history has an event, some parameters are not used. With several processes all must have a gradient for
+    the same ones, or they wait for each other.
+
+    Shape: ().
+    """
+    parameters = [p for module in modules if module is not None for p in module.parameters()]
+    return torch.stack([p.flatten()[:0].sum() for p in parameters]).sum()
 
 
 class Readout(nn.Module):
@@ -146,6 +159,7 @@ class GEM(nn.Module):
         Shape: logits (B, P), readout (B, R).
         """
         x, events = self.tokenizer(batch, embedded)
+        eventless = events is not None and events.values.shape[0] == 0
         query = x[:, self.query_tokens]
         if self.domain is not None:
             x = self.domain(x, batch.surface)
@@ -163,6 +177,8 @@ class GEM(nn.Module):
             if f"block{i}.x" in taps:
                 tapped[f"block{i}.x"] = x
         readout = self.readout(x, events)
+        if self.training and eventless:
+            readout = readout + reached(self.tokenizer, self.readout)
         scores = self.head(readout, batch)
         return Outputs(self.head.logits(scores), readout, tapped, scores)
 

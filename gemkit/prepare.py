@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gemkit.compilation.blocks import compile_blocks
+from gemkit.config.build import load_run_config, to_yaml
 from gemkit.config.run import RunConfig
 from gemkit.cost.recompute import recomputed_for
 from gemkit.data.loader import Loader
@@ -19,6 +20,8 @@ from gemkit.metrics.collector import MetricCollector
 from gemkit.nn.init import init_parameters
 from gemkit.registry import Registry
 from gemkit.runs.balance import LoadBalance
+from gemkit.runs.files import write_text
+from gemkit.runs.folder import CONFIG
 from gemkit.runs.freed_memory import keep_freed_memory
 from gemkit.runs.opening import open_folder
 from gemkit.runs.progress import Progress
@@ -137,6 +140,9 @@ class Prepared:
             start_from(self.state, Path(run.train.start_from), progress.print)
         if resumed and self.first:
             self.folder.rewind(self.state.step)
+            if load_run_config(self.folder.path / CONFIG, self.registry) != run:
+                write_text(self.folder.path / CONFIG, to_yaml(run))
+                progress.print("config.yaml holds the new values")
         self.balance = LoadBalance(self.backend)
         wanted = run.train.tensorboard and self.first
         self.tensorboard = TensorBoardWriter(self.folder.path / "tensorboard") if wanted else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from gemkit import __version__
 from gemkit.config.fields import to_mapping
-from gemkit.config.run import READING, TrainConfig
+from gemkit.config.resume import PRECISION, may_differ
+from gemkit.config.run import TrainConfig
 from gemkit.data.schema import Schema
 from gemkit.errors import GemkitError
 from gemkit.interfaces import ParallelBackend, TransferStrategy
@@ -25,26 +25,6 @@ from gemkit.runs.saver import Saver
 from gemkit.session import TABLES, Model, check_fingerprint
 
 SQUARES, TRANSFER, LOSSES = "table_squares.", "transfer.", "losses"
-
-MAY_CHANGE = {
-    "runs",
-    "train.num_threads",
-    "train.compile_cache",
-    "train.tensorboard",
-    "train.save_predictions",
-    "train.autoresume",
-    "train.checkpoint_every",
-    "train.checkpoint_activations",
-    "train.activation_budget",
-    "train.async_checkpoints",
-    "train.keep_checkpoints",
-    "loader.workers",
-    "loader.worker_kind",
-    "loader.prefetch",
-    "loader.pin_memory",
-}
-"""Values of config.yaml that a resumed run may have changed: what is trained does not depend on them. Of the data
-section all but how it is read: the fingerprint tells whether the built data set is the same."""
 
 
 class TrainingState:
@@ -151,7 +131,7 @@ class TrainingState:
                 rng.set_rng_state(nested.unflatten_state(tensors, state["rest"][f"rng{rank}"]))
             else:  # no stream is that of a process then
                 rng.seed_rng(self.model.run.seed + 1_000_003 * self.step + rank)
-            self.losses = list(tensors[LOSSES])
+            self.losses = list(tensors[LOSSES].to(self.backend.fabric.device))
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, RecursionError) as error:
             raise GemkitError(
                 f"{path.name} is not the checkpoint of such a training run: {type(error).__name__} {error}",
@@ -219,7 +199,7 @@ class TrainingState:
             ("schema", "restore the data set, or start a new run"),
         ):
             here, there = _trained(own[what]), _trained(state[what])
-            different = [d for d in differences(here, there) if not _may_change(d.partition(":")[0])]
+            different = [d for d in differences(here, there) if not may_differ(d.partition(":")[0])]
             if different:
                 raise GemkitError(
                     f"the checkpoint is of another {what}: {len(different)} values differ, "
@@ -228,10 +208,6 @@ class TrainingState:
                     fix=fix,
                 )
         check_fingerprint(self.fingerprint, state["fingerprint"], self.schema, where)
-
-
-PRECISION = {"saved_activations": "exact", "embedding_precision": "fp32", "embedding_rounding": "nearest"}
-"""Of the parallel section, what changes the numbers, and what it is where a backend has no such option."""
 
 
 def _trained(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -264,11 +240,6 @@ def check_room(state: TrainingState, folder: Path, train: TrainConfig) -> None:
     # Adam's moments do not exist yet: two more of the dense part. One file is being written while others are there.
     moments = 2 * sum(p.numel() * p.element_size() for p in state.model.dense.parameters())
     keeping.check_space(folder, (state.num_bytes + moments) * (3 + train.keep_checkpoints))
-
-
-def _may_change(key: str) -> bool:
-    section, option = re.split(r"[.\[]", f"{key}.")[:2]
-    return key in MAY_CHANGE or (section == "data" and (option == "root" or option not in READING))
 
 
 def _short(value: Any) -> str:

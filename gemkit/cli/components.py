@@ -18,20 +18,25 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "components",
         parents=[common],
-        help="list components, or show the fields of one",
-        epilog="gemkit components interaction/wukong",
+        help="list components, or show the fields of one, or of a section of every run",
+        epilog="gemkit components interaction/wukong; gemkit components train",
     )
-    parser.add_argument("what", nargs="?", default="", metavar="KIND[/NAME]", help="a kind, or one component")
+    parser.add_argument(
+        "what", nargs="?", default="", metavar="KIND[/NAME]", help="a kind, one component, or train, size, ..."
+    )
     parser.set_defaults(run=run, command="components")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a table, or one component."""
+    """Prints a table, one component, or one section."""
+    from gemkit.config.build import CORE
     from gemkit.registry import load_registry
 
     registry = load_registry()
     kind, _, name = args.what.partition("/")
-    if name:
+    if args.what in CORE:
+        print(describe_section(args.what), end="")
+    elif name:
         print(describe(registry, registry.get(kind, name)), end="")
     else:
         print_table(registry, kind or None)
@@ -41,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
 def print_table(registry: Registry, kind: str | None = None) -> None:
     """All components, of one kind or of all, and below them the plugins that failed to load."""
     from gemkit.component import KINDS, OPTIONAL_KINDS
+    from gemkit.config.build import CORE
 
     rows = [("kind", "name", "plugin", "version", "paper", "summary")]
     for spec in registry.specs(kind):
@@ -50,6 +56,8 @@ def print_table(registry: Registry, kind: str | None = None) -> None:
     optional = [k for k in ([kind] if kind else KINDS) if k in OPTIONAL_KINDS]
     print(f"\n<kind>=none leaves out: {', '.join(optional)}" if optional else "")
     print("gemkit components KIND/NAME shows the fields of one")
+    if kind is None:
+        print(f"gemkit components {'|'.join(CORE)} shows those that every run has")
     for name, failure in registry.failures.items():
         print(f"\nplugin {name} ({failure.distribution} {failure.version}) failed to load:")
         print(_indent(failure.traceback))
@@ -86,6 +94,15 @@ def describe(registry: Registry, spec: ComponentSpec) -> str:
         *(f"  {line}" for line in fields),
     ]
     return "\n".join(lines) + "\n"
+
+
+def describe_section(name: str) -> str:
+    """A section that is no component: its docstring, and each field as of components."""
+    from gemkit.config.build import CORE
+
+    config = CORE[name]
+    lines = [name, _indent(config.__doc__ or ""), "", "fields"]
+    return "\n".join([*lines, *(f"  {line}" for line in _field_lines(config, f"{name}."))]) + "\n"
 
 
 def _field_lines(config: type, prefix: str, hidden: str | None = None) -> list[str]:

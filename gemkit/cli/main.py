@@ -224,7 +224,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _is_lost_connection(error: Exception) -> bool:
     # gloo has no class of its own; its errors begin with the file that they come from.
-    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    distributed = sys.modules.get("torch.distributed")
+    kinds = getattr(distributed, "DistError", ()) if distributed else ()
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
 def _report(error: Exception, text: str, code: int, show: bool, later_s: float = LATER_S) -> int:

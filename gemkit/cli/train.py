@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gemkit.errors import GemkitError
-
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     """Adds the subcommand."""
@@ -20,26 +18,26 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="choices (group=name) and values (section.key=value)"
     )
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run folder, with its own config")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with a run folder, with its own config; overrides say where and how fast, not what is trained",
+    )
     parser.set_defaults(run=run, command="train")
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains."""
-    from gemkit.config.compose import compose, load_run_config
+    from gemkit.config.compose import compose
+    from gemkit.config.resume import resumed_config
     from gemkit.registry import load_registry
 
     registry = load_registry()
     if args.resume is None:
         config = compose(args.overrides, registry, args.config_dir)
-    elif args.overrides:
-        raise GemkitError(
-            f"--resume goes on with the config of {args.resume}: {args.overrides[0]} cannot be changed",
-            where="command line",
-            fix=f"gemkit train --resume {args.resume}, or a new run without --resume",
-        )
     else:
-        config = load_run_config(args.resume / "config.yaml", registry)
+        config = resumed_config(args.resume / "config.yaml", args.overrides, registry, args.config_dir)
 
     from gemkit.runs.startup import process_started_s
     from gemkit.train import train

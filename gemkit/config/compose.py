@@ -155,9 +155,32 @@ class Wanted:
     groups: dict[str, str] = dataclasses.field(default_factory=dict)
     values: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    def plain(self) -> dict[str, Any]:
+        """Dotted key -> the value itself.
+
+        Raises:
+            GemkitError: A word takes a value away.
+        """
+        found = {}
+        for key, word in self.values.items():
+            override = _read(word, "command line", "section.key=value")
+            if override.is_delete():
+                raise GemkitError(f"{clipped(word)} has no value", where=key, allowed=f"{key}=value")
+            found[key] = override.value()
+        return found
+
     def only(self, sections: Iterable[str]) -> dict[str, str]:
         """The value overrides of some sections."""
         return {k: v for k, v in self.values.items() if section_of(k) in set(sections)}
+
+
+def read_words(overrides: Sequence[str], registry: Registry, config_dirs: Iterable[Path] = ()) -> Wanted:
+    """What overrides ask for, without the config that they are to change.
+
+    Raises:
+        GemkitError: One is not what it should be.
+    """
+    return _parse(overrides, registry, config_folders(registry, config_dirs))
 
 
 def section_of(key: str) -> str:

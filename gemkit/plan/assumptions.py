@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from gemkit.config.fields import Config, option
 from gemkit.config.run import RunConfig
@@ -11,6 +12,9 @@ from gemkit.plan.gpus import Gpu
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "run": 4}
 """Of a number; where no run has decided, of fp32."""
+
+SYNC_EVERY = 10
+"""Steps between averages of tables unless told otherwise."""
 
 LARGEST_GROUP = 256
 """GPUs over which tables are sharded unless told otherwise: TorchRec's planner takes minutes for more."""
@@ -32,23 +36,30 @@ class Assumptions(Config):
         1.0, "Share of the dense collectives and of table synchronisation that computing can hide.", ge=0, le=1
     )
     sparse_prefetch: str = option(
-        "ids",
+        "run",
         "What of the embedding all-to-all computing can hide: nothing; the ids, sent a batch ahead; or the vectors "
-        "and their gradients too, which are then one step stale.",
-        choices=("none", "ids", "vectors"),
+        "and their gradients too, which are then one step stale; run: as parallel.prefetch_ids says, ids if its "
+        "backend has no such option.",
+        choices=("run", "none", "ids", "vectors"),
     )
     units_ahead: int = option(1, "Blocks whose parameters are gathered before they are needed.", ge=0, le=16)
     reserve: float = option(
         0.1, "Share of the memory that is left to CUDA, NCCL and fragmentation of the allocator.", ge=0, lt=1
     )
     dp_shard: int | None = option(
-        None, "GPUs over which the dense part is sharded; null: those of a node. The rest are replicas.", ge=1
+        None,
+        "GPUs over which the dense part is sharded; null: as parallel.dp_shard says, else those of a node. The rest "
+        "are replicas.",
+        ge=1,
     )
     table_group: int | None = option(
         None,
-        f"GPUs over which the tables are sharded; null: all, in groups of {LARGEST_GROUP} if there are more. "
-        "Groups are replicas.",
+        f"GPUs over which the tables are sharded; null: all, in groups of {LARGEST_GROUP} if there are more and "
+        "parallel.sparse_groups does not say how many groups. Groups are replicas.",
         ge=1,
+    )
+    table_groups: int | None = option(
+        None, "Groups, in place of their size; null: as parallel.sparse_groups says, if there are several.", ge=1
     )
     table_neighbours: str = option(
         "run",
@@ -56,7 +67,12 @@ class Assumptions(Config):
         "run: as parallel.sparse_neighbours says, group if its backend has no such option.",
         choices=("run", "group", "replicas"),
     )
-    sync_every: int = option(10, "Steps between averages of the tables of all groups.", ge=1)
+    sync_every: int | None = option(
+        None,
+        "Steps between averages of the tables of all groups; null: parallel.sparse_average_every, 10 if its backend "
+        "has no such option.",
+        ge=1,
+    )
     table_dtype: str = option(
         "run",
         "Numbers of the embedding tables; run: of parallel.embedding_precision.",
@@ -83,15 +99,28 @@ class Assumptions(Config):
     inter_gb_per_s: float | None = option(None, "A GPU to other nodes, in one direction.", gt=0)
 
     def for_run(self, run: RunConfig) -> Assumptions:
-        """With what the run decides."""
-        half = getattr(run.parallel, "exchange_precision", "fp32") == "half"
+        """With what the run decides, where nothing else is assumed."""
+
+        def said(name: str, otherwise: Any) -> Any:
+            return getattr(run.parallel, name, otherwise)
+
+        groups = said("sparse_groups", 1)
         decided = {
             "gather_dtype": run.train.precision,
-            "table_dtype": getattr(run.parallel, "embedding_precision", "fp32"),
-            "exchange_dtype": "fp16" if half else "fp32",
-            "table_neighbours": getattr(run.parallel, "sparse_neighbours", "group"),
+            "table_dtype": said("embedding_precision", "fp32"),
+            "exchange_dtype": "fp16" if said("exchange_precision", "fp32") == "half" else "fp32",
+            "table_neighbours": said("sparse_neighbours", "group"),
+            "sparse_prefetch": "ids" if said("prefetch_ids", True) else "none",
+            "dp_shard": said("dp_shard", None),
+            "table_groups": groups if groups > 1 and self.table_group is None else None,
+            "sync_every": said("sparse_average_every", SYNC_EVERY),
         }
-        return dataclasses.replace(self, **{n: v for n, v in decided.items() if getattr(self, n) == "run"})  # type: ignore[arg-type]
+        return dataclasses.replace(self, **{n: v for n, v in decided.items() if getattr(self, n) in ("run", None)})
+
+    @property
+    def steps_between_syncs(self) -> int:
+        """Where no run has decided, what it would by default."""
+        return self.sync_every or SYNC_EVERY
 
     @property
     def gather_bytes(self) -> int:

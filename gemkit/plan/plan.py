@@ -47,7 +47,14 @@ def mesh_of(world_size: int, gpu: Gpu, assumptions: Assumptions) -> Mesh:
         GemkitError: The ranks cannot be divided as is assumed.
     """
     dp_shard = assumptions.dp_shard or min(gpu.per_node, world_size)
-    table_group = assumptions.table_group or min(LARGEST_GROUP, world_size)
+    groups = assumptions.table_groups
+    if groups is not None and world_size % groups:
+        raise GemkitError(
+            f"{world_size} GPUs cannot be divided into {groups} groups",
+            where="--table-groups (parallel.sparse_groups)",
+            allowed="a divisor of --world-size",
+        )
+    table_group = assumptions.table_group or (world_size // groups if groups else min(LARGEST_GROUP, world_size))
     for flag, size in (("--dp-shard", dp_shard), ("--table-group", table_group)):
         whole_nodes = size % gpu.per_node == 0 or gpu.per_node % size == 0 or size == world_size
         if world_size % size or not whole_nodes:

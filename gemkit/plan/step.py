@@ -136,7 +136,7 @@ def traffic(
     parameters = 2 * assumptions.gather_bytes * work.dense_params
     gradients = BYTES[assumptions.gradient_dtype] * work.dense_params
     gradient_shard = gradients / mesh.dp_shard
-    held = max(placement.bytes_of(assumptions.table_dtype), default=0) / assumptions.sync_every
+    held = max(placement.bytes_of(assumptions.table_dtype), default=0) / assumptions.steps_between_syncs
     busiest = placement.imbalance * local_batch
     ids = 8 * work.lookups * busiest
     vectors = BYTES[assumptions.exchange_dtype] * work.vector_numbers * busiest
@@ -159,7 +159,7 @@ def traffic(
             all_gather=gather_s(parameters, shard, gpu) + wait(2 * units, shard),
             reduce_scatter=gather_s(gradients, shard, gpu) + wait(units, shard),
             all_reduce=reduce_s(gradient_shard, replicas, gpu) + wait(units, replicas),
-            table_sync=reduce_s(held, groups, gpu) + wait(2 / assumptions.sync_every, groups),
+            table_sync=reduce_s(held, groups, gpu) + wait(2 / assumptions.steps_between_syncs, groups),
             ids=exchange_s(ids, group, gpu) + wait(IDS_MESSAGES, group),
             vectors=exchange_s(vectors, group, gpu) + wait(1, group),
             vector_gradients=exchange_s(vectors, group, gpu) + wait(1, group),
@@ -184,7 +184,7 @@ def step(
     hidden, serial = assumptions.overlap * collectives, (1 - assumptions.overlap) * collectives
     vectors = seconds.vectors + seconds.vector_gradients
     agreed = _latency_s(AGREEMENTS, mesh.world_size, assumptions)
-    ahead = {"none": 0.0, "ids": seconds.ids, "vectors": seconds.embedding}[assumptions.sparse_prefetch]
+    ahead = {"none": 0.0, "vectors": seconds.embedding}.get(assumptions.sparse_prefetch, seconds.ids)
     made = Step(
         products=products,
         optimizer=optimizer,

@@ -24,13 +24,12 @@ class Spread:
 
     Attributes:
         tables: A `DistributedModelParallel`.
-        copy, copies: Of the groups that hold all tables, which one this process is of, and how many there are.
+        mesh: `replicate` x `shard`, if there are several groups that each hold all tables.
         average: The mean of weights and optimiser state over these.
     """
 
     tables: Any
-    copy: int = 0
-    copies: int = 1
+    mesh: DeviceMesh | None = None
     average: Callable[[], None] = lambda: None
 
 
@@ -62,7 +61,7 @@ def over_groups(
             sharders=sharders,
             use_inter_host_allreduce=side_by_side,
         )
-        return Spread(collection, collection.device_mesh.get_local_rank("replicate"), groups, collection.sync)
+        return Spread(collection, collection.device_mesh, collection.sync)
     ranks = torch.arange(world)
     ranks = ranks.view(groups, -1) if side_by_side else ranks.view(-1, groups).T
     mesh = DeviceMesh("cpu", ranks.contiguous(), mesh_dim_names=("replicate", "shard"))
@@ -70,7 +69,7 @@ def over_groups(
     _move_to(plan, dist.get_process_group_ranks(group))
     env = ShardingEnv2D(group, replicas, dist.group.WORLD, mesh)
     spread = DistributedModelParallel(tables, env, device, plan, list(sharders))
-    return Spread(spread, mesh.get_local_rank("replicate"), groups, functools.partial(_average, spread, replicas))
+    return Spread(spread, mesh, functools.partial(_average, spread, replicas))
 
 
 def _move_to(plan: Any, ranks: Sequence[int]) -> None:

@@ -21,6 +21,7 @@ from gemkit_hsdp.dense import adamw
 from gemkit_hsdp.planning import TablesConfig
 from gemkit_hsdp.processes import Processes, ProcessesConfig
 from gemkit_hsdp.sharded import ShardedTables
+from gemkit_hsdp.waiting import wait_at_most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,11 +83,15 @@ class HybridSharded(Processes):
                     allowed=", ".join(str(n) for n in range(1, world + 1) if world % n == 0),
                 )
         device = self.fabric.device.type
-        self.mesh = init_device_mesh(device, (world // shard, shard), mesh_dim_names=("dp_replicate", "dp_shard"))
+        mesh = init_device_mesh(device, (world // shard, shard), mesh_dim_names=("dp_replicate", "dp_shard"))
+        self.mesh = wait_at_most(mesh, self.timeout)
 
     def build_embeddings(self, schema: Schema, dim: int, optimizer: OptimizerConfig, seed: int) -> EmbeddingTables:
         self.config.check_fbgemm(self.fabric.device, "parallel=ddp")
-        return ShardedTables(schema, dim, optimizer, seed, self.fabric.device, self.config)
+        tables = ShardedTables(schema, dim, optimizer, seed, self.fabric.device, self.config)
+        if tables.mesh is not None:
+            wait_at_most(tables.mesh, self.timeout)
+        return tables
 
     def place(self, dense: nn.Module, optimizer: OptimizerConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -98,6 +103,8 @@ class HybridSharded(Processes):
         for block in getattr(dense, "blocks", ()):
             fully_shard(block, mesh=self.mesh, mp_policy=policy)
         fully_shard(dense, mesh=self.mesh, mp_policy=policy)
+        # A process whose examples leave parameters out must still send as much as the others.
+        dense.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
         if self.compiled:
             # In modules that FSDP has marked, torch.compile takes numbers of heads and widths for variables, as sizes
             # of batches are; with so many of them it fails (torch 2.13). FSDP itself does not read the mark.

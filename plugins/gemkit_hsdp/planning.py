@@ -161,24 +161,34 @@ def _plan(tables: Any, sharders: list[Any], device: torch.device, how: Mapping[s
         )
         for name, kind in how.items()
     }
-    topology = Topology(world_size=group, local_world_size=min(here, group), compute_device=device.type)
+    caps = {"hbm_cap": torch.cuda.get_device_properties(device).total_memory} if device.type == "cuda" else {}
+    topology = Topology(world_size=group, local_world_size=min(here, group), compute_device=device.type, **caps)
     reserved = FixedPercentageStorageReservation(RESERVED)
     planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints, storage_reservation=reserved)
-    try:
-        return planner.collective_plan(tables, sharders, dist.group.WORLD)
-    except PlannerError as error:
-        # Every row has its numbers, and 4 bytes of the optimiser.
-        width = config.rows_dtype.itemsize
-        needed = sum(c.num_embeddings * (c.embedding_dim * width + 4) for c in tables.embedding_configs())
-        one = topology.devices[0].storage
-        room = one.hbm if device.type == "cuda" else one.ddr
-        raise GemkitError(
-            f"TorchRec's planner finds no room for tables of {needed / 1e9:,.1f} GB on {group} processes, of whose "
-            f"{room / 1e9:,.1f} GB each it uses {1 - RESERVED:.0%} ({error.error_type.value})",
-            where="parallel",
-            fix="more processes (fewer parallel.sparse_groups), parallel.sharding=auto or row_wise, "
-            "parallel.embedding_precision=fp16, or a smaller size.dim",
-        ) from error
+    outcome: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [planner.plan(tables, sharders)]
+        except PlannerError as error:
+            outcome = [_no_room(tables, group, topology, config, error.error_type.value)]
+    dist.broadcast_object_list(outcome)
+    if isinstance(outcome[0], GemkitError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _no_room(tables: Any, group: int, topology: Any, config: TablesConfig, why: str) -> GemkitError:
+    # Every row has its numbers, and 4 bytes of the optimiser.
+    width = config.rows_dtype.itemsize
+    needed = sum(c.num_embeddings * (c.embedding_dim * width + 4) for c in tables.embedding_configs())
+    one = topology.devices[0].storage
+    return GemkitError(
+        f"TorchRec's planner finds no room for tables of {needed / 1e9:,.1f} GB on {group} processes, of whose "
+        f"{(one.hbm or one.ddr) / 1e9:,.1f} GB each it uses {1 - RESERVED:.0%} ({why})",
+        where="parallel",
+        fix="more processes (fewer parallel.sparse_groups), parallel.sharding=auto or row_wise, "
+        "parallel.embedding_precision=fp16, or a smaller size.dim",
+    )
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from gemkit.interfaces import ParallelBackend
 from gemkit_hsdp.devices import PRECISIONS, uses_cuda
 from gemkit_hsdp.meeting import join
 from gemkit_hsdp.memory import MemoryConfig
+from gemkit_hsdp.waiting import die_with_parent
 
 if TYPE_CHECKING:
     from lightning.fabric.strategies.ddp import DDPStrategy
@@ -63,7 +64,7 @@ class Processes(ParallelBackend):
                 where="parallel.process_group",
                 allowed="gloo, auto",
             )
-        timeout = datetime.timedelta(seconds=config.timeout_s)
+        self.timeout = timeout = datetime.timedelta(seconds=config.timeout_s)
         if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
             join(backend, timeout)
         self.fabric = Fabric(
@@ -74,6 +75,9 @@ class Processes(ParallelBackend):
             precision=PRECISIONS[run.train.precision],  # type: ignore[arg-type]
         )
         self.fabric.launch()
+        os.environ.setdefault("LOCAL_WORLD_SIZE", str(devices))  # TorchRec counts a machine's devices by it
+        if self.fabric.global_rank and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
+            die_with_parent()  # the first process has started this one
         # What the host wants to know must not wait for the device.
         self._host = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
 
@@ -120,7 +124,7 @@ class Processes(ParallelBackend):
         return bool(found)
 
     def mean(self, values: Tensor) -> Tensor:
-        values = values.detach().clone()
+        values = values.detach().to(self.fabric.device, copy=True)
         dist.all_reduce(values)
         return values / self.world_size
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from gemkit.config.run import OptimizerConfig
 from gemkit.data.schema import Schema
@@ -16,6 +17,7 @@ from gemkit.pieces import Piece, Pieces
 from gemkit_hsdp.initial import fill_rows
 from gemkit_hsdp.planning import TablesConfig, check_tables, sharded_tables
 from gemkit_hsdp.replicated import ReplicatedTables
+from gemkit_hsdp.segments import piece_lengths, pieces_on
 from gemkit_hsdp.shards import local_shards
 
 
@@ -55,6 +57,7 @@ class ShardedTables(EmbeddingTables):
         }
         self.small: ReplicatedTables | None = None
         self.large: Any = None
+        self.mesh: DeviceMesh | None = None
         if small:
             part = dataclasses.replace(schema, tables=tuple(small))
             lr, eps = optimizer.embedding_lr, optimizer.embedding_eps
@@ -63,8 +66,9 @@ class ShardedTables(EmbeddingTables):
         if large:
             self.rows = {t.name: t.num_embeddings for t in large}
             spread = sharded_tables(self.rows, dim, optimizer, device, {n: how[n] for n in self.rows}, config)
-            self.large, self.copy, self.copies = spread.tables, spread.copy, spread.copies
-            self._average = spread.average
+            self.large, self.mesh, self._average = spread.tables, spread.mesh, spread.average
+            if self.mesh is not None:
+                self.copy, self.copies = self.mesh.get_local_rank("replicate"), self.mesh.size(0)
             state = self.large.state_dict()
             self._weights = {name: state[f"embeddings.{name}.weight"] for name in self.rows}  # views of the tables
             placed = self.large.plan.plan[""]
@@ -92,7 +96,8 @@ class ShardedTables(EmbeddingTables):
                 if features:
                     parts = out[name].values().split([len(ids[f]) for f in features])
                     found |= dict(zip(features, parts, strict=True))
-        return found
+        rows = _Together.apply(*found.values()) if found else ()  # type: ignore[no-untyped-call]
+        return dict(zip(found, rows, strict=True))
 
     def prefetch(self, ids: Mapping[str, Tensor]) -> None:
         if self.large is not None and self.prefetches:
@@ -111,7 +116,7 @@ class ShardedTables(EmbeddingTables):
 
         none = next(iter(ids.values()))[:0]
         values = [torch.cat([none, *(ids[f] for f in features)]) for features in self._read(ids).values()]
-        lengths = torch.tensor([len(v) for v in values], dtype=torch.int32, device=none.device)
+        lengths = piece_lengths([len(v) for v in values], pieces_on(none.device), none.device)
         module = self.large.module
         context = module.create_context()
         batch = KeyedJaggedTensor(keys=list(self.rows), values=torch.cat(values), lengths=lengths)
@@ -176,6 +181,22 @@ class ShardedTables(EmbeddingTables):
             held = tuple(Piece(start, values) for start, values in local_shards(self._weights[name]))
             found[name] = Pieces((rows, self.dim), held, saved_here=self.copy == 0)
         return found
+
+
+class _Together(torch.autograd.Function):
+    """Hands on what was looked up. Where a gradient reaches any of it, all tables go through their backward pass.
+
+    That is where processes speak to each other. One whose examples have no events, for instance, would otherwise leave
+    out tables that only events read, and the others would wait for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *rows: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return gradients
 
 
 def _whole(pieces: Mapping[str, Pieces]) -> dict[str, Tensor]:

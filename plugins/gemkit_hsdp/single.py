@@ -81,8 +81,8 @@ class SingleProcess(ParallelBackend):
         if kind is FusedTables:
             self.config.check_fbgemm(self.fabric.device, "parallel.embeddings=torch")
         check_rows_fit(schema, dim, dtype)
-        tables = kind(schema, dim, optimizer.embedding_lr, optimizer.embedding_eps, seed, dtype, by_chance)
-        return tables.to(self.fabric.device)
+        lr, eps, device = optimizer.embedding_lr, optimizer.embedding_eps, self.fabric.device
+        return kind(schema, dim, lr, eps, seed, dtype, by_chance, device).to(device)
 
     def _tables_kind(self) -> type[LocalTables]:
         if self.config.uses_fbgemm and not has_fbgemm():

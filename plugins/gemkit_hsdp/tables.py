@@ -14,6 +14,9 @@ from gemkit.data.schema import Schema
 from gemkit.interfaces import EmbeddingTables
 from gemkit_hsdp.initial import fill_rows
 from gemkit_hsdp.pages import zeros_in_huge_pages
+from gemkit_hsdp.segments import piece_lengths, pieces_on
+
+CPU = torch.device("cpu")
 
 
 class LocalTables(EmbeddingTables):
@@ -30,6 +33,7 @@ class LocalTables(EmbeddingTables):
         dtype: Of the rows, float32 or float16; what is looked up and the optimiser's state are float32 in any case.
         stochastic: Updated rows in float16 are rounded to one of their two neighbours by chance, so that they are
             right on average, and not to the nearest.
+        device: Where FBGEMM's tables are made; others are moved.
     """
 
     starts: Tensor
@@ -43,10 +47,11 @@ class LocalTables(EmbeddingTables):
         seed: int,
         dtype: torch.dtype = torch.float32,
         stochastic: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         super().__init__()
         self.dim, self.lr, self.eps = dim, lr, eps
-        self.dtype, self.stochastic = dtype, stochastic
+        self.dtype, self.stochastic, self.device = dtype, stochastic, device
         self.names = [t.name for t in schema.tables]
         self.sizes = [t.num_embeddings for t in schema.tables]
         self.features_of = {
@@ -112,7 +117,7 @@ class FusedTables(LocalTables):
             SplitTableBatchedEmbeddingBagsCodegen,
         )
 
-        cuda = torch.cuda.is_available()
+        cuda = self.device.type == "cuda"
         location = EmbeddingLocation.DEVICE if cuda else EmbeddingLocation.HOST
         device = ComputeDevice.CUDA if cuda else ComputeDevice.CPU
         rows = sum(self.sizes)
@@ -132,7 +137,8 @@ class FusedTables(LocalTables):
         if self.whole:
             ids, offsets = self._rows(ids, counts), torch.arange(ids.shape[0] + 1)
         else:
-            offsets = torch.tensor([0, *counts], device=ids.device).cumsum(0)
+            lengths = piece_lengths(counts, pieces_on(ids.device), ids.device)
+            offsets = F.pad(lengths.cumsum(0), (1, 0))
         rows: Tensor = self.tbe(ids, offsets)
         return rows
 

@@ -107,7 +107,7 @@ class FactorizationMachineBlock(nn.Module):
         y = self.attend(self.compress(x)).softmax(-1) if self.attentive else self.projection.weight
         products = fm_block(x, y, self.norm.weight, self.norm.bias)
         tokens = self.activation(self.mlp(products))
-        return tokens.view(x.shape[0], self.num_fm_tokens, -1)
+        return tokens.view(x.shape[0], self.num_fm_tokens, tokens.shape[1] // self.num_fm_tokens)
 
 
 class LinearCompressBlock(TokenLinear):

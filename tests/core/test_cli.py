@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import resource
@@ -20,6 +21,7 @@ from fake_plugins import FakePlugin, broken_plugin, fake_registry, make
 import gemkit.registry
 from gemkit import __version__
 from gemkit.cli.main import main
+from gemkit.config.build import CORE
 from gemkit.config.fields import Config, option
 
 GEMKIT = [sys.executable, "-m", "gemkit.cli.main"]
@@ -68,7 +70,6 @@ class TestErrors:
             (["train", "--resmue", "runs/x"], ["'--resmue'", "did you mean '--resume'"]),
             (["train", "--resum", "runs/x"], ["does not take '--resum'", "did you mean '--resume'"]),
             (["train", "--resume", "/no/such/run"], ["no saved config", "/no/such/run"]),
-            (["train", "seed=2", "--resume", "/no/such/run"], ["seed=2", "cannot be changed"]),
             (["evaluate"], ["required", "RUN", "gemkit evaluate --help"]),
             (["evaluate", "runs/x", "more"], ["does not take 'more'"]),
             (["predict", "runs/x"], ["--input", "--output"]),
@@ -178,6 +179,16 @@ def test_components_table(installed: None, capsys: pytest.CaptureFixture[str]) -
     ]
     assert "plugin broken (broken 0) failed to load:" in shown
     assert "ModuleNotFoundError: No module named 'a_module_that_is_not_installed'" in shown
+
+
+@pytest.mark.parametrize("section", ["train", "size", "optimizer", "loader"])
+def test_components_of_a_section_of_every_run(section: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["components", section]) == 0
+    shown = capsys.readouterr().out
+    fields = [field.name for field in dataclasses.fields(CORE[section])]
+    assert [name for name in fields if f"  {section}.{name} = " not in shown] == []
+    assert main(["components"]) == 0
+    assert "gemkit components train|size|optimizer|loader shows" in capsys.readouterr().out
 
 
 def test_components_of_one_kind(installed: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,9 +105,27 @@ def test_the_run_decides_in_what_is_gathered_held_and_sent() -> None:
         *("fp32", "fp32", "bf16"),
     ]
     assert dtypes(assume(), "parallel.embedding_precision=fp16") == ["fp32", "fp16", "fp32"]
-    for words, who in (([], "group"), (["parallel=hsdp", "parallel.sparse_neighbours=replicas"], "replicas")):
-        assert assume().for_run(compose(words, load_registry())).table_neighbours == who
     assert assume().gather_bytes == 4
+
+
+def test_the_run_decides_who_shards_and_averages_what() -> None:
+    registry = load_registry()
+    words = ["parallel=hsdp", "parallel.dp_shard=2", "parallel.sparse_groups=2", "parallel.sparse_average_every=7"]
+    words.append("parallel.sparse_neighbours=replicas")
+    decided = assume().for_run(compose(words, registry))
+    assert (decided.steps_between_syncs, decided.table_neighbours, decided.sparse_prefetch) == (7, "replicas", "none")
+    mesh = mesh_of(8, GPU, decided)
+    assert (mesh.dp_shard, mesh.table_group, mesh.table_groups) == (2, 4, 2)
+    said = assume(dp_shard=4, table_group=8, sync_every=3, table_neighbours="group", sparse_prefetch="vectors")
+    assert said.for_run(compose(words, registry)) == dataclasses.replace(
+        said, table_dtype="fp32", exchange_dtype="fp32", gather_dtype="fp32"
+    )
+    for plain in ([], ["parallel=hsdp", "parallel.prefetch_ids=true"]):
+        decided = assume().for_run(compose(plain, registry))
+        assert (decided.steps_between_syncs, decided.table_neighbours, decided.sparse_prefetch) == (10, "group", "ids")
+        assert mesh_of(1024, GPUS["h100-80g"], decided).table_group == 256
+    with pytest.raises(GemkitError, match="cannot be divided into 3 groups"):
+        mesh_of(8, GPU, assume(table_groups=3))
 
 
 def test_memory_by_hand() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from gemkit_hsdp import groups
+from gemkit_hsdp import sharded as sharded_module
 from gemkit_hsdp.memory import MemoryConfig
 from gemkit_hsdp.planning import TablesConfig
 from gemkit_hsdp.replicated import ReplicatedTables
@@ -109,6 +110,28 @@ def against_replicated(sharding: str, below: int, **options: Any) -> float:
     return max(worst, difference(tables, whole.tables(), whole.optimizer_state()))
 
 
+def unreached() -> float:
+    """A process whose loss does not depend on tables of which the others wait for its part."""
+    schema: Any = Tables()
+    tables, whole = sharded("auto", 10), ReplicatedTables(schema, DIM, LR, EPS, SEED)
+    ids, gradients = batch_of(dist.get_rank(), 0)
+    found = tables(ids)
+    reads = ("w",) if dist.get_rank() == 3 else FEATURES
+    sum((found[f] * gradients[f]).sum() for f in reads).backward()
+    train(whole, ids, {f: g if f in reads else torch.zeros_like(g) for f, g in gradients.items()})
+    return difference(tables, whole.tables(), whole.optimizer_state())
+
+
+def in_pieces() -> float:
+    """Ids of each table in several pieces, as on GPUs."""
+    before = sharded_module.pieces_on
+    try:
+        sharded_module.pieces_on = lambda device: 5
+        return max(against_replicated("row_wise", 0), against_replicated("table_wise", 0))
+    finally:
+        sharded_module.pieces_on = before
+
+
 def _memory(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name.startswith("embedding_")}
 
@@ -161,11 +184,13 @@ HALF: dict[str, Any] = {"embedding_precision": "fp16"}
 CASES: dict[str, Callable[[], float]] = {
     "row_wise": lambda: against_replicated("row_wise", 0),
     "table_wise": lambda: against_replicated("table_wise", 0),
-    "auto, tiny replicated": lambda: against_replicated("table_wise", 10),
+    "auto, tiny replicated": lambda: against_replicated("auto", 10),
     "prefetched": lambda: against_replicated("row_wise", 0, prefetch_ids=True),
-    "fp16": lambda: against_replicated("row_wise", 10, **HALF),
+    "fp16": lambda: against_replicated("auto", 10, **HALF),
     "fp16 by chance": rounded_by_chance,
-    "sent in half": lambda: against_replicated("row_wise", 10, exchange_precision="half"),
+    "unreached": unreached,
+    "in pieces": in_pieces,
+    "sent in half": lambda: against_replicated("auto", 10, exchange_precision="half"),
 }
 GROUPED: dict[str, Callable[[], float]] = {
     "two-dimensional": lambda: two_dimensional("row_wise", "group"),

@@ -31,7 +31,11 @@ COMPILED = ["train.max_steps=3", "sequence=none", "train.compile=true"]
 """Blocks without histories: tracing those takes minutes."""
 TAUGHT = ["train.max_steps=6", "transfer=[distill,student_adapter]"]
 TAUGHT += ["transfer.parts.distill.gate=true", "transfer.parts.distill.gate_tolerance=1"]
+FEW = ["train.max_steps=10", "train.batch_size=3", "train.eval_batch_size=61", "optimizer.embedding_lr=2e-3"]
+"""Fewer examples than processes: some have none, and others have no events."""
 KINDS = {
+    " few": FEW,
+    " few bf16": [*FEW, "train.batch_size=6", "train.accumulate=2", "train.precision=bf16"],
     " accumulated": ACCUMULATED,
     " bf16": BF16,
     " recomputed": RECOMPUTED,
@@ -79,7 +83,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, steps: int) -> dict[str, Path
         run = tiny_run(data, *overrides, *plain, f"runs={found[f'single{kind}']}")
         train(run, load_registry(), progress=silent())
         for layout, own in LAYOUTS.items():
-            if (kind and layout.startswith("hsdp of")) or (kind == " bf16" and layout == "ddp"):
+            if (kind not in ("", " few") and layout.startswith("hsdp of")) or ("bf16" in kind and layout == "ddp"):
                 continue
             found[layout + kind] = folder / (layout + kind)
             words = [*overrides, *own, f"train.compile_cache={folder / 'cache'}"]
@@ -117,6 +121,16 @@ def test_blocks_are_recomputed_or_compiled_in_every_process(runs: dict[str, Path
     assert 0 < start["compile"] < start["total"]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_processes_without_examples_or_events_keep_up(runs: dict[str, Path], layout: str) -> None:
+    one, several = only_run(runs["single few"]), only_run(runs[f"{layout} few"])
+    assert len(losses(one)) == 10 and losses(several) == pytest.approx(losses(one), rel=RTOL_FIRST)
+    events = [row["rank_events"] for row in several.rows() if row["split"] == "train"]
+    assert any(min(of_ranks) == 0 for of_ranks in events)
+    for task, metrics in one.metrics()["test"].items():
+        assert several.metrics()["test"][task]["logloss"] == pytest.approx(metrics["logloss"], rel=RTOL), task
+
+
 @pytest.mark.parametrize("layout", ["ddp", "hsdp"])
 def test_soft_labels_count_as_in_one_process(runs: dict[str, Path], layout: str) -> None:
     one, several = (only_run(runs[f"{name} taught"]) for name in ("single", layout))
@@ -150,6 +164,7 @@ def test_the_first_process_alone_leaves_a_folder(runs: dict[str, Path]) -> None:
     assert folder.metrics()["train"]["params"] == only_run(runs["single"]).metrics()["train"]["params"]
 
 
-def test_bf16_is_near_that_of_one_process(runs: dict[str, Path]) -> None:
-    one, several = losses(only_run(runs["single bf16"])), losses(only_run(runs["hsdp bf16"]))
+@pytest.mark.parametrize("kind", ["bf16", "few bf16"])
+def test_bf16_is_near_that_of_one_process(runs: dict[str, Path], kind: str) -> None:
+    one, several = losses(only_run(runs[f"single {kind}"])), losses(only_run(runs[f"hsdp {kind}"]))
     assert several == pytest.approx(one, rel=5e-3) and several != one

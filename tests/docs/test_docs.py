@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pages import PAGES, ROOT, anchors, code_spans, links, name_of, table_rows
+from pages import PAGES, ROOT, anchors, blocks, code_spans, links, name_of, prose, table_rows
 
 import gemkit
 from gemkit.component import KINDS, OPTIONAL_KINDS
@@ -48,6 +48,29 @@ def test_links_lead_somewhere() -> None:
             assert not anchor or anchor in anchors(target), f"{name_of(page)} links to {link}"
             seen += 1
     assert seen > 40
+
+
+def test_lines_are_short() -> None:
+    long = [
+        f"{name_of(page)}: {line[:60]}"
+        for page in PAGES
+        for line in re.sub(r"<!-- .*?<!-- end -->", "", prose(page), flags=re.DOTALL).splitlines()  # but what is made
+        if len(line) > 120 and not line.startswith("|")
+    ]
+    assert not long, f"longer than 120 characters: {long}"
+
+
+def test_words_with_brackets_are_quoted() -> None:
+    """A shell would take `data.train_days=[0,7]` for a pattern, or `[a, b]` for two words."""
+    seen, bare = 0, []
+    for page in PAGES:
+        for block in blocks(page):
+            for line in block.text.splitlines() if block.language == "bash" else ():
+                for word in re.findall(r"(?:^|\s)(\S*=\[\S*)", line):
+                    seen += 1
+                    if word[0] not in "'\"":
+                        bare.append(f"{name_of(page)}: {word}")
+    assert seen > 10 and not bare, bare
 
 
 def test_files_that_are_named_are_there() -> None:

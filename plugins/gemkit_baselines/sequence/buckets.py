@@ -56,6 +56,7 @@ def bucket_plan(lengths: np.ndarray) -> BucketPlan:
         shapes.append((end - start, width))
         widths[start:end] = width
         start = end
+    shapes = shapes or [(0, SHORTEST)]
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     ends = np.cumsum(widths)  # a history ends where its row does
     place = np.argsort(order)
