@@ -34,7 +34,8 @@ def plan_tables(tables: Sequence[TableLoad], cluster: Cluster) -> Placement:
     except ImportError:
         placement = even_rows(tables, cluster)
         return dataclasses.replace(placement, planner=f"{placement.planner}, as TorchRec is not installed")
-    return _planned(tables, cluster)
+    with quiet():
+        return _planned(tables, cluster)
 
 
 def _planned(tables: Sequence[TableLoad], cluster: Cluster) -> Placement:
@@ -88,8 +89,7 @@ def _planned(tables: Sequence[TableLoad], cluster: Cluster) -> Placement:
         stats=[],
     )
     try:
-        with quiet():
-            plan = planner.plan(module, [EmbeddingCollectionSharder()])
+        plan = planner.plan(module, [EmbeddingCollectionSharder()])
     except PlannerError as error:
         return even_rows(tables, cluster, refused=f"{PLANNER}: {error.error_type.value}")
     return _placement(tables, cluster, next(iter(plan.plan.values())))

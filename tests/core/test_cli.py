@@ -98,6 +98,22 @@ class TestErrors:
         assert main(["--traceback", "config", "interaction.rank=0"]) == 2
         assert capsys.readouterr().err.count("Traceback") >= 2
 
+    @pytest.mark.parametrize("name", ["DistNetworkError", "DistBackendError", "DistStoreError", "gloo"])
+    def test_a_lost_connection_is_no_defect(
+        self, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        import torch.distributed
+
+        kind = RuntimeError if name == "gloo" else getattr(torch.distributed, name)
+
+        def lose(*args: Any) -> None:
+            raise kind("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+        monkeypatch.setattr("gemkit.config.compose.compose", lose)
+        assert main(["config"]) == 2
+        told = capsys.readouterr().err
+        assert "another process has ended" in told and "a defect of" not in told
+
     def test_a_defect_names_the_plugin_and_exits_with_1(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["config", "interaction=faulty"]) == 1
         shown = capsys.readouterr().err
