@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from gemkit.config.compose import compose
 from gemkit.config.fields import to_mapping
 from gemkit.config.run import READING, RunConfig
 from gemkit.registry import Registry, load_registry
+from gemkit.runs.folder import RunFolder
 from gemkit.runs.progress import Progress
+from gemkit.runs.stopping import Stopped
 from gemkit.testing.data import make_source
+from gemkit.train import Training
 
 SMALL = (
     "size.dim=16",
@@ -66,3 +71,19 @@ def tiny_run(folder: Path, *overrides: str, registry: Registry | None = None, **
 def silent() -> Progress:
     """A progress display that prints nothing anywhere, final tables included."""
     return Progress(quiet=True, console=Console(file=io.StringIO()))
+
+
+def stopped_run(run: RunConfig, registry: Registry | None = None) -> RunFolder:
+    """Trains until the first checkpoint is written, and stops as if SIGTERM had come."""
+    with contextlib.ExitStack() as resources:
+        training = Training(run, registry or load_registry(), None, silent(), ["gemkit", "train"], resources)
+        save = training.save
+
+        def save_and_stop() -> None:
+            save()
+            training.stop.signal_number = signal.SIGTERM
+
+        training.save = save_and_stop  # type: ignore[method-assign]
+        with contextlib.suppress(Stopped):
+            training.fit()
+    return training.folder

@@ -6,8 +6,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from gemkit.errors import GemkitError
 from gemkit.registry import load_registry
 from gemkit.runs.folder import RunFolder
 from gemkit.runs.progress import Progress
-from gemkit.runs.stopping import Stopped
-from gemkit.testing.runs import silent, tiny_run
+from gemkit.testing.runs import silent, stopped_run, tiny_run
 from gemkit.train import Training, train
 
 SIZE = ("size.num_blocks=4", "size.num_tokens=12", "train.batch_size=512", "tokenizer.dropout=0.1")
@@ -213,20 +211,11 @@ def test_a_resumed_run_may_have_another_budget(data: Path, tmp_path: Path) -> No
     words = [*SIZE, "train.epochs=2"]
     train(tiny_run(data, *words, f"runs={tmp_path / 'whole'}"), load_registry(), progress=silent())
     run = tiny_run(data, *words, f"runs={tmp_path / 'stopped'}")
-    with pytest.raises(Stopped), contextlib.ExitStack() as resources:
-        one = Training(run, load_registry(), None, silent(), ["gemkit", "train"], resources)
-        save: Callable[[], None] = one.save
-
-        def save_and_stop() -> None:
-            save()
-            one.stop.signal_number = signal.SIGTERM
-
-        one.save = save_and_stop  # type: ignore[method-assign]
-        one.fit()
+    folder = stopped_run(run)
     smaller = dataclasses.replace(run, train=dataclasses.replace(run.train, activation_budget=0.3))
-    train(smaller, load_registry(), one.folder.path, progress=silent())
+    train(smaller, load_registry(), folder.path, progress=silent())
     (path,) = (tmp_path / "whole").iterdir()
-    assert losses(one.folder) == losses(RunFolder.open(path))
+    assert losses(folder) == losses(RunFolder.open(path))
 
 
 def test_what_is_refused() -> None:

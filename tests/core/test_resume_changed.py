@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 from pathlib import Path
 
 import pytest
@@ -17,9 +15,8 @@ from gemkit.errors import GemkitError
 from gemkit.registry import load_registry
 from gemkit.runs import checkpoint, keeping
 from gemkit.runs.folder import RunFolder
-from gemkit.runs.stopping import Stopped
-from gemkit.testing.runs import silent, tiny_run
-from gemkit.train import Training, train
+from gemkit.testing.runs import silent, stopped_run, tiny_run
+from gemkit.train import train
 
 STEPS = ("train.max_steps=6", "train.checkpoint_every=3", "tokenizer.dropout=0.1")
 
@@ -90,18 +87,8 @@ def test_a_run_goes_on_with_the_new_values_and_the_same_bits(
 ) -> None:
     registry = load_registry()
     train(tiny_run(tmp_path, *STEPS, f"runs={tmp_path / 'whole'}"), registry, progress=silent())
-    with pytest.raises(Stopped), contextlib.ExitStack() as resources:
-        run = tiny_run(tmp_path, *STEPS, f"runs={tmp_path / 'stopped'}")
-        one = Training(run, registry, None, silent(), ["gemkit", "train"], resources)
-        save = one.save
-
-        def save_and_stop() -> None:
-            save()
-            one.stop.signal_number = signal.SIGTERM
-
-        one.save = save_and_stop  # type: ignore[method-assign]
-        one.fit()
-    folder = one.folder
+    run = tiny_run(tmp_path, *STEPS, f"runs={tmp_path / 'stopped'}")
+    folder = stopped_run(run)
     assert main(["train", "--resume", str(folder.path), "train.epochs=9"]) == 2
     assert "train.epochs cannot be changed" in capsys.readouterr().err
     words = ["train.activation_budget=0.5", "loader.workers=2", "parallel.embeddings=torch"]

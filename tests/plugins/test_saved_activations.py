@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from gemkit.evaluate import evaluate
 from gemkit.registry import load_registry
 from gemkit.runs import checkpoint
 from gemkit.runs.folder import RunFolder
-from gemkit.runs.stopping import Stopped
 from gemkit.session import open_dataset
-from gemkit.testing.runs import silent, tiny_run
+from gemkit.testing.runs import silent, stopped_run, tiny_run
 from gemkit.testing.teaching import write_log
 from gemkit.train import Training, train
 
@@ -164,19 +162,10 @@ def test_stopped_and_resumed_equals_uninterrupted(data: Path, tmp_path: Path) ->
     words += ["transfer=distill", f"transfer.log={tmp_path / 'log'}"]
     whole = finished(data, tmp_path / "whole", *words)
     run = tiny_run(data, *words, f"runs={tmp_path / 'stopped'}")
-    with pytest.raises(Stopped), contextlib.ExitStack() as resources:
-        one = Training(run, load_registry(), None, silent(), ["gemkit", "train"], resources)
-        save = one.save
-
-        def save_and_stop() -> None:
-            save()
-            one.stop.signal_number = signal.SIGTERM
-
-        one.save = save_and_stop  # type: ignore[method-assign]
-        one.fit()
-    train(run, load_registry(), one.folder.path, progress=silent())
-    assert losses(one.folder) == losses(whole) and len(losses(whole)) == 2
-    first, second = (checkpoint.load(f.checkpoints / "last.safetensors")[0] for f in (whole, one.folder))
+    folder = stopped_run(run)
+    train(run, load_registry(), folder.path, progress=silent())
+    assert losses(folder) == losses(whole) and len(losses(whole)) == 2
+    first, second = (checkpoint.load(f.checkpoints / "last.safetensors")[0] for f in (whole, folder))
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
 

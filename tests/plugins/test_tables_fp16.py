@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,9 @@ from gemkit.interfaces import EmbeddingTables
 from gemkit.registry import load_registry
 from gemkit.runs import checkpoint
 from gemkit.runs.folder import RunFolder
-from gemkit.runs.stopping import Stopped
 from gemkit.testing import bench
-from gemkit.testing.runs import silent, tiny_run
-from gemkit.train import Training, train
+from gemkit.testing.runs import silent, stopped_run, tiny_run
+from gemkit.train import train
 
 HAS_FBGEMM = importlib.util.find_spec("fbgemm_gpu") is not None
 FBGEMM = pytest.param("fbgemm", marks=pytest.mark.skipif(not HAS_FBGEMM, reason="FBGEMM is not installed"))
@@ -200,19 +197,10 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, words: str) ->
     options += [f"parallel.embedding_rounding={rounding}", "tokenizer.dropout=0.1"]
     whole = finished(tmp_path, tmp_path / "whole", *options)
     run = tiny_run(tmp_path, *options, f"runs={tmp_path / 'stopped'}")
-    with pytest.raises(Stopped), contextlib.ExitStack() as resources:
-        one = Training(run, load_registry(), None, silent(), ["gemkit", "train"], resources)
-        save = one.save
-
-        def save_and_stop() -> None:
-            save()
-            one.stop.signal_number = signal.SIGTERM
-
-        one.save = save_and_stop  # type: ignore[method-assign]
-        one.fit()
-    train(run, load_registry(), one.folder.path, progress=silent())
-    assert losses(one.folder) == losses(whole)
-    first, second = tensors_of(whole, "last"), tensors_of(one.folder, "last")
+    folder = stopped_run(run)
+    train(run, load_registry(), folder.path, progress=silent())
+    assert losses(folder) == losses(whole)
+    first, second = tensors_of(whole, "last"), tensors_of(folder, "last")
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
