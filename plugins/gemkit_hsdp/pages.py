@@ -8,7 +8,6 @@ import mmap
 import torch
 from torch import Tensor
 
-
 LEAST = 32 << 20
 """Bytes from which on a tensor has a mapping of its own, whatever glibc has been told (`gemkit.runs.freed_memory`)."""
 
