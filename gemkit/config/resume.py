@@ -77,9 +77,8 @@ def resumed_config(
     for key, value in wanted.plain().items():
         if section_of(key) == "parallel" and "parallel" in wanted.groups:
             continue
-        *sections, option = key.split(".")
-        inner = values
-        for section in sections:
-            inner = inner[section]
-        inner[option] = value
+        section, _, option = key.rpartition(".")
+        if section not in ("", section_of(key)):
+            raise GemkitError(f"{key} is a part of a value", where=key, allowed="the whole value: section.key=value")
+        (values[section] if section else values)[option] = value
     return build_run(values, registry)

@@ -33,7 +33,12 @@ def load_copies(tables: EmbeddingTables, stored: Stored, copies: int, weights: s
     """Goes on from a checkpoint of `copies` copies, of which the first has been loaded.
 
     As many groups go on with a copy each. All other layouts take the mean.
+
+    Raises:
+        ValueError: There cannot be as many.
     """
+    if not 1 <= copies <= 1 + len(stored):  # the number is the file's own word
+        raise ValueError(f"{copies} copies of tables")
     apart = set()
     for name, held in pieces_of_tables(tables, weights, squares).items():
         if _of(1, name) not in stored:

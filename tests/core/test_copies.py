@@ -87,6 +87,12 @@ def test_others_take_the_mean(groups: list[TorchTables], stored: Stored, copies:
         assert torch.allclose(values, expected, rtol=1e-6, atol=1e-8), name
 
 
+@pytest.mark.parametrize("copies", [0, -1, 10**12])
+def test_a_forged_number_of_copies_is_refused(stored: Stored, copies: int) -> None:
+    with pytest.raises(ValueError, match="copies of tables"):
+        loaded(tables(9), stored, copies)
+
+
 def test_a_checkpoint_without_copies_is_taken_as_it_is(stored: Stored, tmp_path: Path) -> None:
     alone = {name: values for name, values in stored.items() if not name.startswith("copies.")}
     found = loaded(tables(9, copy=1, copies=3), Stored(tmp_path / "last.safetensors", alone, {}), copies=1)

@@ -64,6 +64,8 @@ def test_another_backend_begins_with_its_defaults(saved: Path) -> None:
         (["parallel.dp_shard=0"], ["parallel.dp_shard = 0", ">= 1"]),
         (["~train.num_threads"], ["~train.num_threads has no value"]),
         (["nonsense"], ["nonsense"]),
+        (["parallel.tables[0]=1"], ["cannot read the override"]),
+        (["parallel.tables.sharding=auto"], ["parallel.tables.sharding is a part of a value"]),
     ],
 )
 def test_what_is_trained_stays(saved: Path, words: list[str], told: list[str]) -> None:
